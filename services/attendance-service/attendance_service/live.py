@@ -1,0 +1,42 @@
+"""What attendance-service keeps in Redis: the head of each roll, and live events on the roll's and the course's channels.
+
+All of it can be rebuilt; losing it costs speed, not truth.
+"""
+
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.errors import Unavailable
+from shared.live import Names
+from shared.outbox import OutboxRow
+
+HEAD_TTL_SECONDS = 24 * 3600
+# Two replicas may publish out of order: a head only ever moves forward.
+_SET_IF_NEWER = """
+local known = tonumber(redis.call('HGET', KEYS[1], 'seq') or '0')
+if known < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'seq', ARGV[1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+
+
+class LiveRolls:
+    """Tells the gateways that host listeners what was committed."""
+
+    def __init__(self, redis: Redis, names: Names) -> None:
+        self._redis = redis
+        self._names = names
+
+    async def broadcast(self, rows: Sequence[OutboxRow]) -> None:
+        """Move the heads and publish the rows on their channels, in one round trip; raise Unavailable without Redis."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for row in rows:
+            session_id, seq = row.event.id.rsplit(":", 2)[1:]
+            pipeline.eval(_SET_IF_NEWER, 1, self._names.roll_head(session_id), seq, HEAD_TTL_SECONDS)
+            for channel in row.channels:
+                pipeline.publish(channel, row.event.body)
+        try:
+            await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}") from error

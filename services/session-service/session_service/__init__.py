@@ -1,0 +1,1 @@
+"""session-service: owns courses, their rosters, and the life of every session."""

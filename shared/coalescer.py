@@ -1,0 +1,144 @@
+"""What travels together: single items become JSON arrays, as few and as small as the traffic of the moment allows.
+
+Both buses send commands through a `Coalescer`, and both group answers with `grouped`. Nothing here knows a broker.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import structlog
+
+from shared.bus import COMMANDS_PER_MESSAGE, SEND_TIMEOUT_SECONDS
+from shared.errors import Unavailable
+
+log = structlog.get_logger()
+
+BYTES_PER_MESSAGE = 1024 * 1024
+"""A message takes nothing more once it is this long. RabbitMQ 4 refuses messages of 16 MiB, by closing the channel."""
+
+
+def array(items: Iterable[bytes]) -> bytes:
+    """Write encoded items as one JSON array."""
+    return b"[" + b",".join(items) + b"]"
+
+
+def grouped(answers: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Gather answers by queue, in order, into messages of about `BYTES_PER_MESSAGE` at most."""
+    queues: dict[str, list[bytes]] = {}
+    for queue, answer in answers:
+        queues.setdefault(queue, []).append(answer)
+    for queue, items in queues.items():
+        start = size = 0
+        for number, item in enumerate(items):
+            if size and size + len(item) > BYTES_PER_MESSAGE:
+                yield queue, array(items[start:number])
+                start, size = number, 0
+            size += len(item)
+        yield queue, array(items[start:])
+
+
+class _Pending(NamedTuple):
+    command: bytes
+    sent: asyncio.Future[None]
+    deadline: float
+
+
+class Coalescer:
+    """Sends the commands of one queue: at once while nothing is unconfirmed, else together when the way is free.
+
+    `publish` sends one message and returns when it is safe; it bounds its own time and raises Unavailable. It runs in a
+    task of the coalescer's own, so that a sender who gives up takes nobody else's command along.
+    """
+
+    def __init__(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
+        self._publish = publish
+        self._waiting: deque[_Pending] = deque()
+        self._flying: list[_Pending] = []
+        self._flight: asyncio.Task[None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def send(self, command: bytes) -> None:
+        """Send one command; return when its message is safe. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
+        if self._closed:
+            raise Unavailable("the bus is closed")
+        loop = asyncio.get_running_loop()
+        pending = _Pending(command, loop.create_future(), loop.time() + SEND_TIMEOUT_SECONDS)
+        self._waiting.append(pending)
+        if self._flight is None:
+            self._flight = loop.create_task(self._fly(), name="coalescer")
+        # One timer for all senders: a timeout context for each costs more than the rest of this method.
+        if self._expiry is None:
+            self._expiry = loop.call_at(pending.deadline, self._expire)
+        await pending.sent
+
+    async def close(self) -> None:
+        """Give up what is unconfirmed; its senders get Unavailable."""
+        self._closed = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self._flight is not None:
+            self._flight.cancel()
+            await asyncio.gather(self._flight, return_exceptions=True)
+        _settle([*self._flying, *self._waiting], "the bus is closed")
+
+    async def _fly(self) -> None:
+        """Send what waits, message after message, until nothing does."""
+        try:
+            while self._waiting:
+                self._flying = self._board()
+                if self._flying:
+                    _settle(self._flying, await self._carry(self._flying))
+                self._flying = []
+        finally:
+            self._flight = None
+
+    def _board(self) -> list[_Pending]:
+        """Take what goes in the next message; who has given up, or was told Unavailable, is left out."""
+        boarded: list[_Pending] = []
+        size = 0
+        while self._waiting and len(boarded) < COMMANDS_PER_MESSAGE:
+            size += len(self._waiting[0].command)
+            if boarded and size > BYTES_PER_MESSAGE:
+                break
+            pending = self._waiting.popleft()
+            if not pending.sent.done():
+                boarded.append(pending)
+        return boarded
+
+    async def _carry(self, batch: Sequence[_Pending]) -> str | None:
+        """Publish one message; return why it may not have arrived, None when it has."""
+        try:
+            await self._publish(array(pending.command for pending in batch))
+        except Unavailable as error:
+            return str(error)
+        except Exception as error:
+            log.exception("bus.publish_failed", commands=len(batch))
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _expire(self) -> None:
+        """Tell those who waited too long; all wait equally long, so they stand in order of their deadlines."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._expiry = None
+        late = [pending for pending in self._flying if pending.deadline <= now]
+        while self._waiting and self._waiting[0].deadline <= now:
+            late.append(self._waiting.popleft())
+        _settle(late, f"not confirmed within {SEND_TIMEOUT_SECONDS:g} s")
+        following = next((pending for pending in chain(self._flying, self._waiting) if pending.deadline > now), None)
+        if following is not None:
+            self._expiry = loop.call_at(following.deadline, self._expire)
+
+
+def _settle(batch: Sequence[_Pending], failure: str | None) -> None:
+    for pending in batch:
+        if pending.sent.done():
+            continue
+        if failure is None:
+            pending.sent.set_result(None)
+        else:
+            pending.sent.set_exception(Unavailable(failure))

@@ -1,0 +1,93 @@
+"""One way to open Postgres and to run a transaction on it. No SQL lives here."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from shared.errors import StartupFailed, Unavailable
+
+POOL_SIZE = 8
+CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 30
+# A frozen replica must free its rolls: waiters give up after 1 s, the server ends its transaction after 5 s.
+_SERVER_SETTINGS = {
+    "lock_timeout": "1s",
+    "idle_in_transaction_session_timeout": "5s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    # What follows keeps plans stable on freshly filled tables and skips work no short transaction gains from.
+    "jit": "off",
+}
+# SQLSTATE classes that say nothing against the statement: connection, resources, rollback, lock, shutdown.
+_PASSING = ("08", "40", "53", "55P03", "57")
+
+
+def open_engine(url: str, *, application: str) -> AsyncEngine:
+    """Make an engine for a `postgresql://` URL; connects on first use."""
+    return create_async_engine(
+        url.replace("postgresql://", "postgresql+asyncpg://", 1),
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=CONNECT_SECONDS,
+        connect_args={
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS,
+            "server_settings": {**_SERVER_SETTINGS, "application_name": application},
+        },
+    )
+
+
+@asynccontextmanager
+async def open_database(url: str, *, schema: str) -> AsyncIterator[AsyncEngine]:
+    """Open the database and check that `schema` is migrated; raise StartupFailed with one line when it is not there."""
+    engine = open_engine(url, application=f"rollcall {schema}")
+    parts = urlsplit(url)
+    where = f"{parts.hostname}:{parts.port or 5432}{parts.path}"
+    try:
+        try:
+            async with engine.connect() as connection:
+                migrated = await connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{schema}.outbox"})
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0] or type(error).__name__
+            raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot open {where}: {reason}") from error
+        if migrated is None:
+            raise StartupFailed(f"ROLLCALL_DATABASE_URL: {where} has no schema {schema}; run `rollcall migrate`")
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Run one transaction; commits at the end. Raise Unavailable where trying again may help (also: outcome unknown)."""
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except (PoolTimeout, OSError, TimeoutError) as error:
+        raise Unavailable(f"Postgres: {error or type(error).__name__}") from error
+    except DBAPIError as error:
+        if _passing(error):
+            raise Unavailable(f"Postgres: {error.orig}") from error
+        raise
+
+
+async def answers(engine: AsyncEngine) -> bool:
+    """Say whether Postgres answers now (readiness)."""
+    try:
+        async with asyncio.timeout(2), transaction(engine) as connection:
+            await connection.execute(text("SELECT 1"))
+    except (Unavailable, TimeoutError):
+        return False
+    return True
+
+
+def _passing(error: DBAPIError) -> bool:
+    state = str(getattr(error.orig, "sqlstate", None) or "")
+    return error.connection_invalidated or state.startswith(_PASSING)

@@ -1,0 +1,135 @@
+"""A link keeps one connection up: it connects, watches, and when the connection is lost begins again, for ever.
+
+What a connection is, the owner says with three coroutines; nothing here knows a library. There is one way back from every
+kind of trouble: drop the whole connection and make a new one.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+log = structlog.get_logger()
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+_PROBE_EVERY_SECONDS = 5.0
+_PROBE_TIMEOUT_SECONDS = 3.0
+_DISCONNECT_TIMEOUT_SECONDS = 3.0
+_CANCEL_AGAIN_SECONDS = 0.5
+_SHORTEST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+
+Lose = Callable[[str], None]
+"""Says that the connection made together with it is lost, and why; once that one has been replaced, it does nothing."""
+
+
+class Link:
+    """Supervises one connection.
+
+    `connect` makes it, keeps the `Lose` it is given for whoever notices a loss, and raises when it cannot; `probe` raises
+    when the connection no longer answers; `disconnect` clears away what is left of it, in whatever state that is, and is
+    told whether it is a farewell: then what was said last should still arrive.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        connect: Callable[[Lose], Awaitable[None]],
+        probe: Callable[[], Awaitable[None]],
+        disconnect: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self._name = name
+        self._connect = connect
+        self._probe = probe
+        self._disconnect = disconnect
+        self._lost: asyncio.Future[str] | None = None
+        self._pause_seconds = _SHORTEST_PAUSE_SECONDS
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether the connection is there, as far as anybody knows."""
+        return self._up.is_set()
+
+    async def wait_up(self) -> None:
+        """Return once the connection is there. May wait for ever: bound it."""
+        await self._up.wait()
+
+    async def open(self) -> None:
+        """Connect, and keep connected from now on; raise what the first attempt raises."""
+        await self._bring_up()
+        self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
+
+    async def close(self) -> None:
+        """Disconnect for good. May be called twice, and before `open`."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        while not keeper.done():
+            # More than once: in Python 3.11 `wait_for`, which libraries use, may swallow a cancellation.
+            keeper.cancel()
+            await asyncio.wait({keeper}, timeout=_CANCEL_AGAIN_SECONDS)
+        self._up.clear()
+        await self._clear_away(farewell=True)
+
+    async def _keep(self) -> None:
+        while True:
+            reason = await self._watch()
+            self._up.clear()
+            log.warning("link.lost", link=self._name, reason=reason)
+            await self._clear_away()
+            await self._reconnect()
+            log.info("link.restored", link=self._name)
+
+    async def _reconnect(self) -> None:
+        """Try until it works, more and more slowly, and not in step with other processes."""
+        while True:
+            await asyncio.sleep(self._pause_seconds * random.uniform(0.5, 1))
+            self._pause_seconds = min(self._pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
+            try:
+                await self._bring_up()
+            except Exception as error:
+                log.warning("link.not_restored", link=self._name, reason=f"{type(error).__name__}: {error}")
+            else:
+                return
+
+    async def _bring_up(self) -> None:
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def lose(reason: str) -> None:
+            if not lost.done():
+                lost.set_result(reason)
+
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                await self._connect(lose)
+        except BaseException:
+            await self._clear_away()
+            raise
+        self._lost = lost
+        self._up.set()
+
+    async def _watch(self) -> str:
+        """Return why the connection is lost, when it is: somebody said so, or it does not answer a probe."""
+        assert self._lost is not None
+        while True:
+            await asyncio.wait({self._lost}, timeout=_PROBE_EVERY_SECONDS)
+            if self._lost.done():
+                return self._lost.result()
+            try:
+                async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
+                    await self._probe()
+                # Only now: a connection that is lost at once, time and again, is made anew more and more slowly too.
+                self._pause_seconds = _SHORTEST_PAUSE_SECONDS
+            except Exception as error:
+                return f"probe failed: {type(error).__name__}: {error}"
+
+    async def _clear_away(self, *, farewell: bool = False) -> None:
+        try:
+            async with asyncio.timeout(_DISCONNECT_TIMEOUT_SECONDS):
+                await self._disconnect(farewell)
+        except Exception as error:
+            log.debug("link.not_closed_cleanly", link=self._name, reason=f"{type(error).__name__}: {error}")

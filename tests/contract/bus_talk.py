@@ -1,0 +1,60 @@
+"""What the suites of the buses say to a bus, and how they wait for what it does."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import aio_pika
+
+from shared import topology
+from shared.amqp import open_amqp
+from shared.bus import Bus, Delivery, OutgoingEvent
+from shared.errors import Unavailable
+from shared.messages import ReplyTo
+
+STARTED = "rollcall.session.started.v1"
+ENDED = "rollcall.session.ended.v1"
+COURSE = "rollcall.course.changed.v1"
+OPENED = "rollcall.roll.opened.v1"
+CLOSED = "rollcall.roll.closed.v1"
+CHANGED = "rollcall.roll.changed.v1"
+
+Begin = Callable[[Coroutine[Any, Any, None]], Awaitable["asyncio.Task[None]"]]
+"""Begins something in the background and returns when it is well on its way (the fixture `begin`)."""
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for a condition; TimeoutError when it does not come."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def take(bus: Bus, queue: str, number: int, seconds: float = 10) -> list[Delivery]:
+    """Take exactly so many deliveries."""
+    taken: list[Delivery] = []
+    async with asyncio.timeout(seconds):
+        while len(taken) < number:
+            taken += await bus.inbox(queue).take(number - len(taken))
+    return taken
+
+
+def events(*types: str, reply_to: ReplyTo | None = None) -> list[OutgoingEvent]:
+    """Make events whose body is their type; no two have one id."""
+    return [OutgoingEvent(f"{number}:{kind}", kind, kind.encode(), reply_to) for number, kind in enumerate(types)]
+
+
+async def empty(url: str) -> None:
+    """Take away what earlier tests left on a RabbitMQ; their buses are closed."""
+    async with open_amqp(url), await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for queue in topology.QUEUES:
+            if queue.name != topology.STREAM:
+                await (await channel.get_queue(queue.name, ensure=False)).purge()
+
+
+async def told(sending: "asyncio.Task[None]") -> None:
+    """Wait until the sender knows; a message that was retried may have been reported unconfirmed."""
+    with suppress(Unavailable):
+        await sending

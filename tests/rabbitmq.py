@@ -1,0 +1,142 @@
+"""A private RabbitMQ for tests and measurements, from the `rabbitmq-server` of the machine, which is installed where that is allowed.
+
+`rollcall dev` needs no broker, so none of this is part of the product. It never touches a node that runs on the machine already.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rollcall.launcher import Server, ServerFailed, free_port, launch, on_a_port, run
+
+# The one in /usr/sbin changes to the user rabbitmq and serves only the system's own node.
+RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+POLICY = Path("/usr/sbin/policy-rc.d")
+INSTALL_SECONDS = 300.0
+
+CONFIGURATION = """
+# A test must not be held up by the alarms that protect a real node.
+disk_free_limit.absolute = 1MB
+"""
+
+
+@dataclass(frozen=True)
+class RabbitMQ:
+    """A running private node, with the name server (epmd) that Erlang wants beside it."""
+
+    url: str
+    node: Server
+    epmd: Server
+
+    def stop(self) -> None:
+        """Stop the node, then its name server, and return when both are gone. A repeat does nothing."""
+        self.node.stop()
+        self.epmd.stop()
+
+
+def start_rabbitmq(data: Path, *, port: int | None = None) -> RabbitMQ:
+    """Start a node on 127.0.0.1 that keeps all it has in this folder, the log included; user and password are `guest`.
+
+    Call it from the main thread (see `launch`); raises ServerFailed.
+    """
+    server = ensure_rabbitmq()
+    data = data.resolve()
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "rabbitmq.conf").write_text(CONFIGURATION)
+    (data / "enabled_plugins").write_text("[].\n")
+    (data / "rabbitmq-env.conf").touch()
+    # Started by us, not by Erlang: what Erlang starts is a daemon that outlives everyone.
+    epmd = on_a_port(None, lambda port: start_epmd(data, port))
+    epmd_port = epmd.url.rpartition(":")[2]
+
+    def start(port: int) -> Server:
+        return launch(
+            "RabbitMQ",
+            [str(server)],
+            url=f"amqp://guest:guest@127.0.0.1:{port}/",
+            says="Server startup complete",
+            log=data / "rabbitmq.log",
+            environment={"ERL_EPMD_PORT": epmd_port, **node_environment(data, port)},
+        )
+
+    try:
+        node = on_a_port(port, start)
+    except BaseException:
+        epmd.stop()
+        raise
+    return RabbitMQ(node.url, node, epmd)
+
+
+def start_epmd(data: Path, port: int) -> Server:
+    """Start a name server for one node."""
+    return launch(
+        "RabbitMQ's epmd",
+        ["epmd", "-d", "-port", str(port), "-address", "127.0.0.1"],
+        url=f"epmd://127.0.0.1:{port}",
+        says="epmd running",
+        log=data / "epmd.log",
+    )
+
+
+def node_environment(data: Path, port: int) -> dict[str, str]:
+    """The variables that keep a node apart from every other one on the machine, and its files in this folder."""
+    return {
+        "HOME": str(data),  # where Erlang keeps its cookie
+        "ERL_CRASH_DUMP": str(data / "erl_crash.dump"),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": "rollcall@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
+        "RABBITMQ_SCHEMA_DIR": str(data / "schema"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(data / "generated"),
+        "RABBITMQ_FEATURE_FLAGS_FILE": str(data / "feature_flags"),
+        "RABBITMQ_PID_FILE": str(data / "node.pid"),
+        "RABBITMQ_LOG_BASE": str(data),
+        "RABBITMQ_LOGS": "-",
+        # Lets the script become the node, so that the leash, and a test's SIGSTOP or SIGKILL, reach the node itself.
+        "RUNNING_UNDER_SYSTEMD": "true",
+    }
+
+
+def ensure_rabbitmq() -> Path:
+    """Find `rabbitmq-server` on this machine, installing Debian's package where we may; raise ServerFailed where we may not."""
+    if RABBITMQ_SERVER.exists():
+        return RABBITMQ_SERVER
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise ServerFailed(
+            "RabbitMQ is not on this machine, and only root can install it, with apt-get:"
+            " install rabbitmq-server, or set ROLLCALL_TEST_AMQP_URL"
+        )
+    with TemporaryDirectory() as folder, no_services_started():
+        apt_get(Path(folder), "update")
+        apt_get(Path(folder), "install", "--yes", "--no-install-recommends", "rabbitmq-server")
+    return RABBITMQ_SERVER
+
+
+def apt_get(folder: Path, *arguments: str) -> None:
+    """Run apt-get without questions; raise ServerFailed when it fails or takes longer than INSTALL_SECONDS."""
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=60", *arguments]
+    run(f"apt-get {arguments[0]}", apt, log=folder / "apt.log", seconds=INSTALL_SECONDS)
+
+
+@contextmanager
+def no_services_started() -> Iterator[None]:
+    """Let the packages installed meanwhile start nothing, unless the machine has its own policy on that."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
