@@ -1,8 +1,8 @@
 """The bus on RabbitMQ. The only file that imports aio_pika; what exists on the broker is listed in `topology.py`.
 
-Two connections, because a broker short of memory stops reading from whoever publishes: one sends, one consumes. Both come
-back by themselves (`link.py`), with the topology declared anew each time. aio_pika makes connections and channels; messages
-go through its underlying aiormq channel, which halves the tasks and spares a third of the CPU of each message.
+Two connections, because a broker short of memory stops reading from whoever publishes: one sends, one consumes. Both
+come back by themselves (`link.py`), with the topology declared anew each time. aio_pika makes connections and channels;
+messages go through its underlying aiormq channel, which halves the tasks and spares a third of the CPU of each.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ REASON_HEADER: Final = "x-rollcall-reason"
 async def open_amqp(url: str) -> AsyncIterator["AmqpBus"]:
     """Connect to the broker for the length of the block.
 
-    Raises StartupFailed, without the password, when it cannot be reached within about `CONNECT_TIMEOUT_SECONDS` or holds a
-    queue with other arguments than ours. Later losses are mended in the background, for ever.
+    Raises StartupFailed, without the password, when it cannot be reached within about `CONNECT_TIMEOUT_SECONDS` or has
+    a queue with other arguments than ours. Later losses are mended in the background, for ever.
     """
     # Both libraries log every lost connection several times, with tracebacks; `link` says it once.
     for name in ("aiormq", "aio_pika"):
@@ -130,7 +130,7 @@ class AmqpBus:
         return self._answers.queue if self._answers else ""
 
     async def answer(self, answers: Sequence[tuple[str, bytes]]) -> None:
-        """Send answers, unconfirmed: the queue of who has gone is gone too, and a broker that is away is not waited for."""
+        """Send answers, unconfirmed: who has gone gets none, and a broker that is away is not waited for."""
         try:
             for queue, body in grouped(answers):
                 await self._outgoing.post(queue, body)
@@ -138,7 +138,7 @@ class AmqpBus:
             log.warning("bus.answers_lost", answers=len(answers), reason=str(error))
 
     async def publish(self, events: Sequence[OutgoingEvent]) -> None:
-        """Publish events one behind the other and wait for all confirms together; raise Unavailable when one is missing."""
+        """Publish events in order and wait for all confirms together; raise Unavailable when one is missing."""
         # On one channel, in one loop: tasks start in order, so the events leave in order.
         await asyncio.gather(*(self._publish_one(event) for event in events))
 
@@ -160,7 +160,7 @@ class AmqpBus:
         return inbox
 
     async def close(self) -> None:
-        """Stop consuming, let out what is written but unsent, and disconnect; within a few seconds, whatever the broker does."""
+        """Let out what is written but unsent, and disconnect; within a few seconds, whatever the broker does."""
         if self._closed:
             return
         self._closed = True
@@ -257,10 +257,8 @@ class _Outgoing(_Line):
     def _torn_down(self) -> None:
         self._confirmed = self._unconfirmed = None
 
-    async def publish(
-        self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool
-    ) -> None:
-        """Publish and wait for the confirm, `SEND_TIMEOUT_SECONDS` in all, a reconnect included; else raise Unavailable."""
+    async def publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
+        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
         if self._closed:
             raise Unavailable("the bus is closed")
         try:
@@ -282,7 +280,7 @@ class _Outgoing(_Line):
             raise Unavailable(f"the broker did not confirm: {_reason(error)}") from error
 
     async def post(self, queue: str, body: bytes) -> None:
-        """Write a message for a queue without waiting for more than room to write; raise Unavailable when there is none."""
+        """Write a message for a queue, waiting for nothing but room to write; raise Unavailable when there is none."""
         if self._unconfirmed is None or not self.up:
             raise Unavailable("no connection to the broker")
         try:
@@ -405,6 +403,8 @@ class AmqpInbox:
             self._arrival.set()
 
     async def start(self, channel: RawChannel) -> None:
+        """Begin to consume."""
+
         async def receive(message: DeliveredMessage) -> None:
             self.arrive(AmqpDelivery(message, self))
 
@@ -412,6 +412,7 @@ class AmqpInbox:
         await channel.basic_consume(self.queue, receive)
 
     def stop(self) -> None:
+        """Forget what was not taken: the broker delivers it again."""
         self._arrived.clear()
 
 
@@ -504,7 +505,7 @@ def _properties(
     reply_to: ReplyTo | None = None,
     delivery_mode: int = _PERSISTENT,
 ) -> Basic.Properties:
-    """Describe a message. aiormq adds a fresh message_id, by which it tells returned messages apart: leave that alone."""
+    """Describe a message. aiormq adds a fresh message_id, and knows returned messages by it: leave that alone."""
     return Basic.Properties(
         content_type=content_type,
         delivery_mode=delivery_mode,
@@ -517,7 +518,11 @@ def _properties(
 
 @contextmanager
 def _own_cancellations() -> Iterator[None]:
-    """Let only our own cancellation through: aiormq fails what waits on a dying connection with CancelledError too."""
+    """Let only our own cancellation through.
+
+    When the heartbeat stops, aiormq fails everything that waits on the connection with CancelledError: left alone, that
+    would end a task of ours for good, and silently.
+    """
     try:
         yield
     except asyncio.CancelledError as error:
@@ -531,6 +536,8 @@ def _reason(error: BaseException | None) -> str:
     """Say in a line what a library's error says in its own way."""
     if error is None:
         return "closed"
+    if isinstance(error, asyncio.CancelledError):
+        return "no heartbeat from the broker"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = next((arg for arg in reversed(error.args) if isinstance(arg, str) and arg), "")

@@ -1,7 +1,7 @@
 """A link keeps one connection up: it connects, watches, and when the connection is lost begins again, for ever.
 
-What a connection is, the owner says with three coroutines; nothing here knows a library. There is one way back from every
-kind of trouble: drop the whole connection and make a new one.
+What a connection is, the owner says with three coroutines; nothing here knows a library. There is one way back from
+every kind of trouble: drop the whole connection and make a new one.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ Lose = Callable[[str], None]
 class Link:
     """Supervises one connection.
 
-    `connect` makes it, keeps the `Lose` it is given for whoever notices a loss, and raises when it cannot; `probe` raises
-    when the connection no longer answers; `disconnect` clears away what is left of it, in whatever state that is, and is
-    told whether it is a farewell: then what was said last should still arrive.
+    `connect` makes it, hands the `Lose` it is given to whoever may notice a loss, and raises when it cannot. `probe`
+    raises when the connection no longer answers. `disconnect` clears away what is left of it, in whatever state that is;
+    it is told whether this is a farewell, when what was said last should still arrive.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The bus within one process, for `rollcall dev` and for tests: no broker, nothing on disk.
 
 RabbitMQ keeps what it has confirmed; memory does not. So this bus confirms later: `send` and `publish` return when the
-message's handlers are done with it, that is, have acknowledged it. Until then a command is unanswered and an event still
-in its outbox, and a killed process loses nothing that was answered.
+message's handlers are done with it, that is, have acknowledged it. Until then a command is unanswered and an event is
+still in its outbox, and a killed process loses nothing that was answered.
 """
 
 import asyncio
@@ -42,13 +42,13 @@ class MemoryBroker:
 class MemoryBus:
     """Implements `bus.Bus`, with these differences that the interface allows.
 
-    - A message is confirmed when it has been acknowledged. Sent back by `retry`, it is not: whoever waits gets Unavailable
-      at once, and the message comes again all the same. Nobody waits longer than `SEND_TIMEOUT_SECONDS`.
-    - An event published again while its first copy is still waiting joins that copy, so that an outbox that is swept time
-      and again does not multiply it.
+    - A message is confirmed when it has been acknowledged. Sent back by `retry`, it is not: whoever waits gets
+      Unavailable at once, and the message comes again all the same. Nobody waits longer than `SEND_TIMEOUT_SECONDS`.
+    - An event published again while its first copy is still waiting joins that copy, so that an outbox that is swept
+      time and again does not multiply it.
     - Services may publish to each other from inside their handlers. A handler that waits in `publish` for an event that
       only it can handle, directly or round a circle of handlers, waits for itself: it gets Unavailable after the time
-      limit, the event stays in the outbox, and is handled once the handler has returned. Slow, never stuck, nothing lost.
+      limit, the event stays in the outbox, and is handled once the handler has returned. Slow, never stuck, not lost.
     """
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:

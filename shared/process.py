@@ -121,9 +121,7 @@ async def serving(app: web.Application, host: str, port: int, *, setting: str) -
         try:
             await site.start()
         except OSError as error:
-            raise StartupFailed(
-                f"{setting}: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
-            ) from error
+            raise StartupFailed(f"{setting}: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -1,7 +1,7 @@
 """What exists on the broker, as data: exchanges, queues with their arguments, bindings. No I/O and no library here.
 
-Every process declares all of it each time it connects, so that nobody has to start first. Arguments of a queue that exists
-can never be changed: a new wish is a new queue. Everything here works on RabbitMQ 3.10 to 4.
+Every process declares all of it each time it connects, so that nobody has to start first. The arguments of a queue that
+exists can never be changed: a new wish is a new queue. Everything here works on RabbitMQ 3.10 to 4.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ WORK_QUEUES: Final = (SESSION_COMMANDS, ATTENDANCE_COMMANDS, SESSION_EVENTS, ATT
 _DELIVERY_LIMIT = 50
 _NO_DELIVERY_LIMIT = 2**31 - 1
 _STREAM_MAX_AGE = "30D"
-# Age is looked at when a segment is full, so small ones: the default of 500 MB would keep a quiet campus's events for years.
+# Age is looked at when a segment is full. The default, 500 MB, would keep a quiet campus's events for years.
 _STREAM_SEGMENT_BYTES = 20_000_000
 # Without both, dead-lettering loses what is on its way when the node goes.
 _AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}

@@ -107,6 +107,4 @@ def database(new_database: NewDatabase) -> Iterator[str]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say loudly that tests were left out: a skip among many dots is not seen."""
     if (reason := config.stash.get(left_out, None)) is not None:
-        terminalreporter.write_line(
-            f"LEFT OUT: EVERY TEST THAT NEEDS RABBITMQ DID NOT RUN. {reason}", red=True, bold=True
-        )
+        terminalreporter.write_line(f"LEFT OUT: EVERY TEST THAT NEEDS RABBITMQ DID NOT RUN. {reason}", red=True, bold=True)

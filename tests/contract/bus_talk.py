@@ -27,7 +27,7 @@ Begin = Callable[[Coroutine[Any, Any, None]], Awaitable["asyncio.Task[None]"]]
 async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Wait for a condition; TimeoutError when it does not come."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of many kinds, most of them not ours to signal
             await asyncio.sleep(0.005)
 
 

@@ -11,7 +11,7 @@ from tests.contract.bus_talk import Begin
 
 @pytest.fixture
 async def begin() -> AsyncIterator[Begin]:
-    """Begins something in the background and returns when it is well on its way; what is unfinished goes with the test."""
+    """Begins something in the background, returns when it is well on its way, and ends it with the test."""
     tasks: list[asyncio.Task[None]] = []
 
     async def begin(doing: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

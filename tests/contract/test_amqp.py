@@ -13,10 +13,11 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aio_pika
+import aiormq
 import pytest
 from yarl import URL
 
-from shared import amqp, link, topology
+from shared import amqp, coalescer, link, topology
 from shared.amqp import AmqpBus, open_amqp
 from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.errors import StartupFailed, Unavailable
@@ -274,10 +275,7 @@ async def test_a_queue_may_be_consumed_while_the_broker_is_away(bus: AmqpBus, pr
     assert delivery.body == b"[1]"
 
 
-async def test_a_message_in_flight_when_the_connection_breaks_is_unavailable(
-    bus: AmqpBus, proxy: Proxy, begin: Begin
-) -> None:
-    """The library fails what waits on a dying connection with CancelledError, which must not pass for a cancellation."""
+async def test_a_message_in_flight_when_the_connection_breaks_is_unavailable(bus: AmqpBus, proxy: Proxy, begin: Begin) -> None:
     proxy.freeze()
     sending = [await begin(bus.send(SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
     proxy.cut()
@@ -285,6 +283,25 @@ async def test_a_message_in_flight_when_the_connection_breaks_is_unavailable(
     for task in sending:
         with pytest.raises(Unavailable):
             await task
+
+
+async def test_a_message_in_flight_when_the_heartbeat_stops_is_unavailable(
+    proxy: Proxy, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library fails what waits on such a connection with CancelledError, which must not pass for a cancellation."""
+    monkeypatch.setattr(aiormq.Connection, "HEARTBEAT_GRACE_MULTIPLIER", 0.5)
+    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
+    for module in (amqp, coalescer):
+        monkeypatch.setattr(module, "SEND_TIMEOUT_SECONDS", 60)
+    async with open_amqp(f"{proxy.url}?heartbeat=1") as bus:
+        proxy.freeze()
+        sending = [await begin(bus.send(SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
+
+        for task in sending:
+            with pytest.raises(Unavailable):
+                await task
+        proxy.thaw()
+        await sent(bus, SESSION_COMMANDS, b"2")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -338,7 +355,7 @@ async def test_a_consumer_cancelled_by_the_broker_consumes_again(url: str, monke
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_command_without_a_queue_is_unavailable_at_once_and_the_queue_comes_back(url: str) -> None:
-    """The broker hands an unroutable message back; a gateway, which consumes no commands, restores the queue all the same."""
+    """The broker hands an unroutable message back. A gateway consumes no commands, yet restores their queue."""
     async with open_amqp(url) as gateway, await aio_pika.connect(url) as admin:
         await (await admin.channel()).queue_delete(SESSION_COMMANDS)
         assert await seconds_until_unavailable(gateway) < SEND_TIMEOUT_SECONDS / 2
@@ -442,10 +459,9 @@ async def test_a_message_that_kills_its_consumer_time_and_again_ends_on_the_park
             deliveries += 1
             await message.nack(requeue=True)
 
-        async with asyncio.timeout(10):
-            while (parked := await parking.get(fail=False)) is None:
-                await asyncio.sleep(0.02)
-        await parked.ack()
+        async with asyncio.timeout(10), parking.iterator() as messages:
+            parked = await anext(messages)
+            await parked.ack()
 
         assert deliveries > 50
         assert parked.body == b"[1]"
@@ -488,9 +504,7 @@ async def test_nobody_listening_is_a_failed_start_without_the_password() -> None
 
         line = await refusal(f"amqp://ann:s3cret@127.0.0.1:{port}/school")
 
-    assert re.fullmatch(
-        rf"ROLLCALL_AMQP_URL: cannot reach amqp://127\.0\.0\.1:{port}/school: .*Connect call failed.*", line
-    )
+    assert re.fullmatch(rf"ROLLCALL_AMQP_URL: cannot reach amqp://127\.0\.0\.1:{port}/school: .*Connect call failed.*", line)
 
 
 async def test_somebody_listening_who_never_answers_is_a_failed_start(

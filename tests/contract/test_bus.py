@@ -1,7 +1,7 @@
 """What both buses promise: the same claims against memory and against RabbitMQ.
 
-A bus object stands for a process. On the memory bus a message is confirmed when it is acknowledged, so a test that sends
-does it in the background, or has a service at the other end.
+A bus object stands for a process. On the memory bus a message is confirmed when it is acknowledged, so a test that
+sends does it in the background, or has a service at the other end.
 """
 
 import asyncio
@@ -318,7 +318,7 @@ async def test_an_acknowledged_message_does_not_come_again(broker: Broker, begin
 
 
 async def test_a_retried_message_comes_again_later_and_holds_up_nobody(broker: Broker, begin: Begin) -> None:
-    """An event that came before its roll is open waits a second aside, and still answers whom it would have answered."""
+    """An event that came before its roll is open waits a second aside, and still answers whom it would have."""
     bus = await broker.bus()
     asker = ReplyTo("rollcall.answers.somebody", "17")
     early = await begin(bus.publish(events(ENDED, reply_to=asker)))
@@ -439,9 +439,7 @@ async def test_an_asker_who_stumbles_over_an_answer_gets_the_next(broker: Broker
 # Events
 
 
-async def test_an_event_reaches_the_queues_whose_patterns_match_and_no_other(
-    broker: Broker, a_service: AService
-) -> None:
+async def test_an_event_reaches_the_queues_whose_patterns_match_and_no_other(broker: Broker, a_service: AService) -> None:
     bus = await broker.bus()
     sessions, rolls = await a_service(bus, SESSION_EVENTS), await a_service(bus, ATTENDANCE_EVENTS)
 

@@ -252,9 +252,7 @@ def closed(session_id: str, at: datetime = NINE) -> Event[RollClosed]:
     return Event(id=f"{session_id}:2", source=f"/rolls/{session_id}", time=rfc3339(at), sequence=2, data=data)
 
 
-NOBODY = Statistics(
-    total_students=0, present_count=0, absent_count=0, late_count=0, excused_count=0, attendance_rate=None
-)
+NOBODY = Statistics(total_students=0, present_count=0, absent_count=0, late_count=0, excused_count=0, attendance_rate=None)
 A_SESSION: dict[str, Any] = {
     **dict.fromkeys(("id", "course_id", "title", "topic", "time_zone", "starts_at", "ends_at"), "x"),
     **dict.fromkeys(("date", "start_time", "end_time", "created_at", "updated_at"), "x"),
@@ -713,9 +711,7 @@ async def test_who_is_not_of_the_course_may_neither_schedule_nor_read_its_sessio
 async def test_sessions_are_listed_newest_first_page_by_page_and_by_state(service: Service) -> None:
     for course_id in ("c1", "c2"):
         await a_course(service, course_id, students=("ann",) if course_id == "c1" else ())
-    made = [
-        await a_session(service, course_id, date=f"2026-11-{day}") for day in (24, 26, 25) for course_id in ("c1", "c2")
-    ]
+    made = [await a_session(service, course_id, date=f"2026-11-{day}") for day in (24, 26, 25) for course_id in ("c1", "c2")]
     await service.do(to_start(made[0]))
 
     async def days(actor: Actor, course_id: str | None = None, status: str | None = None) -> list[tuple[str, str]]:

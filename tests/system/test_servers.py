@@ -66,9 +66,7 @@ def refused_namespaces(folder: Path) -> Surroundings:
     prefix = ["unshare", "--mount", "sh", "-c", 'mount --rbind / "$0" && exec chroot "$0" "$@"', str(root)]
     path = os.pathsep.join([str(closed), *filter(None, [os.environ.get("PYTHONPATH")])])
     refused = [*prefix, "sh", "-c", "! unshare --user true"]
-    assert subprocess.run(refused, stderr=subprocess.DEVNULL, check=False).returncode == 0, (
-        "could not arrange for the refusal"
-    )
+    assert subprocess.run(refused, stderr=subprocess.DEVNULL, check=False).returncode == 0, "could not arrange for the refusal"
     return Surroundings(prefix, {"PYTHONPATH": path}, postgres_user=leash.NOBODY)
 
 
@@ -497,9 +495,7 @@ async def test_quorum_queues_and_streams_work(amqp_url: str, kind: str) -> None:
             await queue.delete(if_unused=False, if_empty=False)
 
 
-def test_a_broker_is_installed_without_its_service_and_without_hanging(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broker_is_installed_without_its_service_and_without_hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation may leave a daemon behind that holds our pipes, as RabbitMQ's own does."""
     policy, binary, seen, daemon = (tmp_path / name for name in ("policy-rc.d", "rabbitmq-server", "seen", "daemon"))
     apt_get = tmp_path / "apt-get"

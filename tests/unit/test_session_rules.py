@@ -86,9 +86,7 @@ def to_create(actor: Actor = ADA, **changes: Any) -> CreateSession:
 
 def to_put(actor: Actor, **changes: Any) -> PutCourse:
     """A command that says of the course what it is."""
-    command = PutCourse(
-        **envelope(actor), course_id="c1", title="Algebra", teacher_ids=("ada",), time_zone="Europe/Berlin"
-    )
+    command = PutCourse(**envelope(actor), course_id="c1", title="Algebra", teacher_ids=("ada",), time_zone="Europe/Berlin")
     return replace(command, **changes)
 
 
@@ -309,9 +307,7 @@ def test_a_meeting_that_the_clocks_swallow_is_invalid() -> None:
     zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Pacific/Apia", "Asia/Kolkata"]),
 )
 @example(day=datetime(2011, 12, 30).date(), start=NOW.time(), end=NOW.time().replace(hour=10), zone="Pacific/Apia")
-def test_a_meeting_ends_after_it_starts_and_shows_the_times_asked_for(
-    day: Any, start: Any, end: Any, zone: str
-) -> None:
+def test_a_meeting_ends_after_it_starts_and_shows_the_times_asked_for(day: Any, start: Any, end: Any, zone: str) -> None:
     assume((start.hour, start.minute) != (end.hour, end.minute))
     try:
         on, starts_at, ends_at = meeting(day.isoformat(), f"{start:%H:%M}", f"{end:%H:%M}", zone)
@@ -521,6 +517,4 @@ def test_a_cursor_of_somebody_elses_making_is_invalid(text: str) -> None:
 
 
 def test_every_time_zone_of_a_campus_is_known() -> None:
-    assert [zone_fault(name) for name in ("UTC", "Europe/Berlin", "Asia/Kolkata", "America/Argentina/Ushuaia")] == [
-        None
-    ] * 4
+    assert [zone_fault(name) for name in ("UTC", "Europe/Berlin", "Asia/Kolkata", "America/Argentina/Ushuaia")] == [None] * 4

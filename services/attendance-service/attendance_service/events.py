@@ -75,6 +75,4 @@ def changes(roll: Roll, items: Sequence[Change]) -> Event[RollChanged]:
 
 
 def _event(roll: Roll, seq: int, at: str, data: D) -> Event[D]:
-    return Event(
-        id=f"roll:{roll.session_id}:{seq}", source=f"/rolls/{roll.session_id}", time=at, sequence=seq, data=data
-    )
+    return Event(id=f"roll:{roll.session_id}:{seq}", source=f"/rolls/{roll.session_id}", time=at, sequence=seq, data=data)

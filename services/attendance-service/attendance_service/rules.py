@@ -237,9 +237,7 @@ def _closed_code(roll: Roll) -> str:
 
 def _roll_entry(roll: Roll, kind: ChangeKind, by: Actor, at: datetime) -> Entry:
     source: Source = "admin" if by.role == "admin" else "system" if by.role == "service" else "teacher"
-    return Entry(
-        session_id=roll.session_id, seq=roll.seq, at=at, kind=kind, source=source, actor=by.id, actor_name=by.name
-    )
+    return Entry(session_id=roll.session_id, seq=roll.seq, at=at, kind=kind, source=source, actor=by.id, actor_name=by.name)
 
 
 def _moved(roll: Roll, before: Status, after: Status) -> Roll:

@@ -166,9 +166,7 @@ class Unit:
         if not self.steps:
             return
         changed = {
-            (step.record.session_id, step.record.student_id): step.record
-            for step in self.steps
-            if step.record is not None
+            (step.record.session_id, step.record.student_id): step.record for step in self.steps if step.record is not None
         }
         rolls = {step.roll.session_id: step.roll for step in self.steps}.values()
         if changed:
@@ -208,9 +206,7 @@ class RollStore:
             records: list[Record] = []
             if touched:
                 sessions, students = zip(*sorted(touched), strict=True)
-                found = await connection.execute(
-                    _TOUCHED_RECORDS, {"sessions": list(sessions), "students": list(students)}
-                )
+                found = await connection.execute(_TOUCHED_RECORDS, {"sessions": list(sessions), "students": list(students)})
                 records = [Record(**row) for row in found.mappings()]
             unit = Unit(connection, rolls, records)
             yield unit

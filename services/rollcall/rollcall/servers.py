@@ -199,9 +199,7 @@ def wait_for_predecessor(data: Path, deadline: float) -> None:
                 lock.unlink(missing_ok=True)
                 return
         if time.monotonic() > deadline:
-            raise ServerFailed(
-                f"Postgres could not be started: another one (process {pid}) runs on {data}; stop it first"
-            )
+            raise ServerFailed(f"Postgres could not be started: another one (process {pid}) runs on {data}; stop it first")
         time.sleep(POLL_SECONDS)
 
 

@@ -22,9 +22,7 @@ _TURNS = (
     *("started_at", "started_version", "started_by", "started_by_id"),
     *("ended_at", "ended_version", "ended_by", "ended_by_id", "ended_cause"),
 )
-_SESSION = ", ".join(
-    f"s.{name}" for name in (*_NEW_SESSION, *_TURNS, "roll_opened_at", "roll_closed_at") if name != "check_in"
-)
+_SESSION = ", ".join(f"s.{name}" for name in (*_NEW_SESSION, *_TURNS, "roll_opened_at", "roll_closed_at") if name != "check_in")
 _SESSION += ", CAST(s.check_in AS text) AS check_in, c.teacher_ids"
 _SESSIONS = "sessions.sessions AS s JOIN sessions.courses AS c ON c.id = s.course_id"
 
@@ -161,9 +159,7 @@ class Sessions(Queries):
             ended_cause=ended and ended.cause,
         )
 
-    async def of_course(
-        self, course_id: str, status: SessionStatus | None, after: Place | None, limit: int
-    ) -> list[Session]:
+    async def of_course(self, course_id: str, status: SessionStatus | None, after: Place | None, limit: int) -> list[Session]:
         """Read a page of a course's sessions, newest first."""
         return await self._page(_COURSE_SESSIONS, status, after, limit, course_id=course_id)
 

@@ -1,0 +1,83 @@
+"""Where python-socketio is extended, as subclasses: nothing here knows attendance.
+
+The stock `emit` starts a task for each recipient and waits for all of them; with some hundreds at once that starves the
+loop. Here a packet is encoded once and put on each recipient's queue, without a task and without an await.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Any, Final
+
+import msgspec
+import socketio
+from engineio import packet as engine_packet
+from socketio import packet
+
+NAMESPACES: Final = ("/", "/attendance")
+# Events of the library itself: a client that sends one of these names must not reach the handlers of the real ones.
+_RESERVED: Final = ("connect", "disconnect", "*")
+
+
+class Json:
+    """JSON for the library's packets, which may then carry msgspec structs."""
+
+    @staticmethod
+    def dumps(data: Any, **_: Any) -> str:
+        """Write JSON."""
+        return msgspec.json.encode(data).decode()
+
+    @staticmethod
+    def loads(text: str | bytes, **_: Any) -> Any:
+        """Read JSON; raise ValueError (msgspec.DecodeError) for anything else."""
+        return msgspec.json.decode(text)
+
+
+class Manager(socketio.AsyncRedisManager):  # type: ignore[misc]
+    """Rooms. What is rare and must reach a socket anywhere goes the stock way, over Redis; fan-out stays in this process."""
+
+    def emit_here(
+        self, event: str, data: Any, room: str, *, skip: Collection[str] = (), namespaces: Collection[str] = NAMESPACES
+    ) -> None:
+        """Send an event to the sockets of a room that are connected here, in the order of the calls."""
+        for namespace in namespaces:
+            if room not in self.rooms.get(namespace, {}):
+                continue
+            encoded = self.server.packet_class(packet.EVENT, namespace=namespace, data=[event, data]).encode()
+            message = engine_packet.Packet(engine_packet.MESSAGE, encoded)
+            for sid, eio_sid in self.get_participants(namespace, room):
+                socket = self.server.eio.sockets.get(eio_sid)
+                if sid not in skip and socket is not None and not socket.closed:
+                    socket.queue.put_nowait(message)
+
+    def enter_here(self, sid: str, namespace: str, room: str) -> bool:
+        """Put a socket that is connected here into a room; False when it has gone."""
+        if not self.is_connected(sid, namespace):
+            return False
+        self.basic_enter_room(sid, namespace, room)
+        return True
+
+
+class Server(socketio.AsyncServer):  # type: ignore[misc]
+    """A server that hands only well-formed events on."""
+
+    async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
+        if not isinstance(data, list) or not data or not isinstance(data[0], str):
+            data = ["", *(data[1:] if isinstance(data, list) else ())]
+        elif data[0] in _RESERVED:
+            data = [f" {data[0]}", *data[1:]]
+        await super()._handle_event(eio_sid, namespace, id, data)
+
+
+def quiet_logger() -> logging.Logger:
+    """Make the library's logger: a malformed packet is a caller's mistake, so one line and no traceback."""
+    logger = logging.getLogger("rollcall.socketio")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_without_traceback)
+    return logger
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]!r}", ()
+    record.exc_info = None
+    return True
