@@ -59,14 +59,11 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def amqp_url(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The broker at ROLLCALL_TEST_AMQP_URL, or a private RabbitMQ, shared by the tests of this run.
+def rabbitmq(pytestconfig: pytest.Config) -> None:
+    """RabbitMQ on this machine, installed now if need be.
 
     Where there can be none, the tests that ask for it are skipped, and the last lines of the run say so; with CI set they fail.
     """
-    if given := os.environ.get("ROLLCALL_TEST_AMQP_URL"):
-        yield given
-        return
     try:
         ensure_rabbitmq()
     except ServerFailed as failed:
@@ -74,6 +71,15 @@ def amqp_url(pytestconfig: pytest.Config) -> Iterator[str]:
             raise
         pytestconfig.stash[left_out] = str(failed)
         pytest.skip(str(failed))
+
+
+@pytest.fixture(scope="session")
+def amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The broker at ROLLCALL_TEST_AMQP_URL, or a private RabbitMQ, shared by the tests of this run."""
+    if given := os.environ.get("ROLLCALL_TEST_AMQP_URL"):
+        yield given
+        return
+    request.getfixturevalue("rabbitmq")
     with thrown_away(start_rabbitmq) as server:
         yield server.url
 

@@ -1,6 +1,6 @@
-"""A private RabbitMQ for tests and measurements, from the `rabbitmq-server` of the machine, which is installed where that is allowed.
+"""A private RabbitMQ for tests, from the machine's `rabbitmq-server`, which is installed where that is allowed.
 
-`rollcall dev` needs no broker, so none of this is part of the product. It never touches a node that runs on the machine already.
+`rollcall dev` needs no broker, so none of this is part of the product. It never touches a node that runs already.
 """
 
 import os

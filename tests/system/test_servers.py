@@ -450,7 +450,7 @@ def test_a_server_that_ends_says_its_last_words(tmp_path: Path) -> None:
 
 def test_a_server_that_is_never_ready_is_given_up_and_killed(tmp_path: Path) -> None:
     script = "echo $$; echo counting sheep; sleep 60"
-    with pytest.raises(ServerFailed, match="not ready after 0.5 s: .*counting sheep") as failed:
+    with pytest.raises(ServerFailed, match=r"not ready after 0\.5 s: .*counting sheep") as failed:
         launch("Sleeper", ["sh", "-c", script], url="", says="asleep", log=tmp_path / "log", ready_seconds=0.5)
 
     assert "\n" not in str(failed.value)

@@ -43,10 +43,9 @@ class Relay:
                 if change.kind == "joined":
                     view = views.student_joined(room.session_id, change)
                     self._to_staff(room, "studentJoinedAttendance", view, change.seq, only)
-        if only is None:
+        # Whoever comes in after the room was told the last state has it told once more, as seldom as ever.
+        if only is None or (seq == room.seq and room.progress_due is None):
             self._progress(room, changed.statistics, seq)
-        else:
-            self._to(only, "attendanceProgress", views.progress(room.session_id, changed.statistics, seq))
 
     async def _closed(self, room: Room, closed: RollClosed, only: Member | None) -> None:
         while True:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import structlog
+from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.engine import Manager
 from shared.errors import Refused, Unavailable
 from shared.live import Listener, Names
-from shared.messages import ChangesRead, Event, EventData, decode_event
+from shared.messages import ChangesRead, Event, EventData, RollChanged, decode_event
 
 log = structlog.get_logger()
 
@@ -130,6 +131,9 @@ class Rooms:
             self._start(self._catch_up(room, member, seq))
             return
         room.holds -= 1
+        # What a student's own join made of the statistics was told before they were in.
+        if not missed and member.kind == "student" and room.recent and seq == room.seq:
+            missed = [room.recent[-1]]
         for event in missed:
             if (more := self._tell(room, event, member)) is not None:
                 self._start(more)
@@ -139,7 +143,8 @@ class Rooms:
         room.members[member.sid] = member
         self._by_socket.setdefault(member.sid, set()).add(room.session_id)
         if room.seq is None:
-            room.seq = seq
+            # A student is still to hear what their own join made of the statistics.
+            room.seq = seq - 1 if member.kind == "student" else seq
             self._advance(room)
         elif seq > room.seq and member.kind == "staff":
             room.ahead[member.sid] = seq
@@ -183,7 +188,7 @@ class Rooms:
     def _advance(self, room: Room) -> None:
         """Tell what is next in turn; while one event is still being told, the rest waits behind it."""
         while room.seq is not None and room.telling is None:
-            event = room.waiting.pop(room.seq + 1, None)
+            event = _next(room, room.seq)
             if event is None:
                 break
             room.seq = event.sequence
@@ -267,3 +272,23 @@ class Rooms:
         for room, head in zip(hosted, heads, strict=True):
             if head is not None and room.seq is not None and int(head) > room.seq:
                 self._mend_soon(room)
+
+
+def _next(room: Room, told: int) -> Event[EventData] | None:
+    """Take the event whose turn it is, without what of it was told already (a page of missed changes may end within a commit)."""
+    event = room.waiting.pop(told + 1, None)
+    if event is not None:
+        return event
+    for first, event in room.waiting.items():
+        if first <= told < event.sequence:
+            del room.waiting[first]
+            return _after(event, told)
+    return None
+
+
+def _after(event: Event[EventData], told: int) -> Event[EventData]:
+    data = event.data
+    if not isinstance(data, RollChanged):
+        return event
+    rest = tuple(change for change in data.changes if change.seq > told)
+    return replace(event, data=replace(data, first_seq=told + 1, changes=rest))

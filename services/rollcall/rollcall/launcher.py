@@ -69,7 +69,7 @@ def launch(
 ) -> Server:
     """Start a program on the leash and wait until its log `says` that it serves at `url`.
 
-    It gets a process session of its own, so that Ctrl-C in the terminal reaches only us; a bare environment and these variables;
+    It gets a process session of its own, so that Ctrl-C in the terminal reaches only us; bare environment and these variables;
     and `stop_signal` when we die. The kernel ties the leash to the *thread* that starts the program, hence only the main thread
     may: RuntimeError elsewhere. Raises PortTaken, or ServerFailed with the log's last lines.
     """
@@ -139,7 +139,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def on_a_port(port: int | None, start: Callable[[int], Server]) -> Server:
-    """Start a server on this port; or, without one, on a port that the kernel calls free, and on another when that was taken."""
+    """Start a server on this port; or, without one, on one that the kernel calls free, and on another when that was taken."""
     if port is not None:
         return start(port)
     for _ in range(PORT_TRIES - 1):

@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from session_service.store.courses import Courses
 from session_service.store.sessions import Reports, Sessions
 from shared.database import transaction
-from shared.errors import Unavailable
 from shared.outbox import Outbox, OutboxRow
 
 __all__ = ["Reports", "Store", "Unit"]

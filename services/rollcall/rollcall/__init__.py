@@ -1,0 +1,1 @@
+"""The `rollcall` command: everything in one process, migrations, tokens, and trying it out."""

@@ -1,0 +1,83 @@
+"""Trying it out from a terminal: a teacher who starts a session and watches, a student who joins."""
+
+import asyncio
+from typing import Any
+
+import socketio
+from rich.console import Console
+
+NAMESPACE = "/attendance"
+_SECONDS = 10
+
+console = Console(highlight=False)
+
+
+async def start(url: str, token: str, session_id: str) -> int:
+    """Start a session and watch its roll until it ends or Ctrl-C; return the exit status."""
+    async with _Client(url, token) as client:
+        ended = asyncio.Event()
+
+        def joined(event: dict[str, Any]) -> None:
+            console.print(f"{event['joined_at']}  [green]{event['status']:<8}[/] {event['student_name']}")
+
+        def progress(event: dict[str, Any]) -> None:
+            console.print(f"{_count(event['statistics'])}", style="dim")
+
+        def session_ended(event: dict[str, Any]) -> None:
+            console.print(f"ended by {event['ended_by']}: {_count(event['finalData']['statistics'])}")
+            ended.set()
+
+        client.on("studentJoinedAttendance", joined, namespace=NAMESPACE)
+        client.on("attendanceProgress", progress, namespace=NAMESPACE)
+        client.on("attendanceSessionEnded", session_ended, namespace=NAMESPACE)
+        answer = await _ask(client, "startAttendanceSession", session_id)
+        if not answer["ok"]:
+            return 1
+        console.print(f"[bold]{answer['session']['title']}[/] is on: {_count(answer['statistics'])}. Waiting for students…")
+        await ended.wait()
+    return 0
+
+
+async def join(url: str, token: str, session_id: str) -> int:
+    """Join a session as a student; return the exit status."""
+    async with _Client(url, token) as client:
+        answer = await _ask(client, "joinAttendanceSession", session_id)
+        if answer["ok"]:
+            console.print(f"{answer['message']}: [green]{answer['status']}[/] at {answer['joined_at']}")
+    return 0 if answer["ok"] else 1
+
+
+async def end(url: str, token: str, session_id: str) -> int:
+    """End a session; return the exit status."""
+    async with _Client(url, token) as client:
+        answer = await _ask(client, "endAttendanceSession", session_id)
+        if answer["ok"]:
+            console.print(f"ended: {_count(answer['finalData']['statistics'])}")
+    return 0 if answer["ok"] else 1
+
+
+class _Client:
+    def __init__(self, url: str, token: str) -> None:
+        self._url, self._token = url, token
+        self._client = socketio.AsyncClient(reconnection=True)
+
+    async def __aenter__(self) -> socketio.AsyncClient:
+        await self._client.connect(
+            self._url, auth={"token": self._token}, namespaces=[NAMESPACE], transports=["websocket"], wait_timeout=_SECONDS
+        )
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.disconnect()
+
+
+async def _ask(client: socketio.AsyncClient, event: str, session_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = await client.call(event, {"session_id": session_id}, namespace=NAMESPACE, timeout=_SECONDS)
+    if not answer["ok"]:
+        console.print(f"[red]{answer['error']['code']}[/]: {answer['error']['message']}")
+    return answer
+
+
+def _count(statistics: dict[str, Any]) -> str:
+    here = statistics["presentCount"] + statistics["lateCount"]
+    return f"{here} of {statistics['totalStudents']} here"

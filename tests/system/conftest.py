@@ -1,0 +1,34 @@
+"""The two ways Rollcall runs, each started once for all system tests that want it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import NewDatabase, thrown_away
+from tests.rabbitmq import start_rabbitmq
+from tests.system.rig import Rig, running_in_one, running_separately
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, rabbitmq: None
+) -> Iterator[Rig]:
+    """Separate processes: two gateways, two of each service, on a broker of their own."""
+    with new_database() as database_url, thrown_away(start_rabbitmq) as broker:
+        folder = tmp_path_factory.mktemp("cluster")
+        with running_separately(folder, amqp_url=broker.url, redis_url=redis_url, database_url=database_url) as rig:
+            yield rig
+
+
+@pytest.fixture(scope="session")
+def all_in_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """`rollcall dev`."""
+    with running_in_one(tmp_path_factory.mktemp("dev")) as rig:
+        yield rig
+
+
+@pytest.fixture(params=["cluster", "all_in_one"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """Each way in turn: what holds for one holds for the other."""
+    rig: Rig = request.getfixturevalue(request.param)
+    return rig

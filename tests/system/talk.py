@@ -1,0 +1,136 @@
+"""How the system tests talk to a gateway: over HTTP, and as a Socket.IO client that remembers what it heard."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import socketio
+
+from shared.messages import Role
+from tests.system.rig import token, unique
+
+SECONDS = 10
+Payload = dict[str, Any]
+
+
+class Caller:
+    """One Socket.IO client. Events are kept in order; `heard` waits for the next that fits."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.client = socketio.AsyncClient(reconnection=False)
+        self.events: list[tuple[str, Payload]] = []
+        self._news = asyncio.Condition()
+        self.client.on("*", self._take, namespace=namespace)
+
+    async def _take(self, event: str, *payloads: Any) -> None:
+        async with self._news:
+            self.events.append((event, payloads[0] if payloads else {}))
+            self._news.notify_all()
+
+    async def ask(self, event: str, *payload: object) -> Payload:
+        """Send a command and return its acknowledgement."""
+        data = payload[0] if len(payload) == 1 else payload
+        answer: Payload = await self.client.call(event, data, namespace=self.namespace, timeout=SECONDS)
+        return answer
+
+    async def heard(self, event: str, fits: Callable[[Payload], bool] = lambda _: True) -> Payload:
+        """Wait for an event, heard before or still to come; it is then forgotten."""
+
+        def position() -> int | None:
+            found = (i for i, (name, payload) in enumerate(self.events) if name == event and fits(payload))
+            return next(found, None)
+
+        async with asyncio.timeout(SECONDS), self._news:
+            await self._news.wait_for(lambda: position() is not None)
+            index = position()
+            assert index is not None
+            return self.events.pop(index)[1]
+
+    def names(self) -> list[str]:
+        """Tell the names of what was heard and not taken."""
+        return [name for name, _ in self.events]
+
+
+@asynccontextmanager
+async def calling(
+    url: str,
+    bearer: str,
+    *,
+    namespace: str = "/attendance",
+    transports: Sequence[str] = ("websocket",),
+) -> AsyncIterator[Caller]:
+    """Connect a client for the length of the block."""
+    caller = Caller(namespace)
+    await caller.client.connect(
+        url, auth={"token": bearer}, namespaces=[namespace], transports=list(transports), wait_timeout=SECONDS
+    )
+    try:
+        yield caller
+    finally:
+        await caller.client.disconnect()
+
+
+async def http(
+    url: str, method: str, path: str, bearer: str | None = None, *, json: object = None, **options: Any
+) -> tuple[int, Payload]:
+    """Ask over HTTP; return the status and the body."""
+    headers = {**({"Authorization": f"Bearer {bearer}"} if bearer else {}), **options.pop("headers", {})}
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SECONDS)) as session,
+        session.request(method, f"{url}/api/v1{path}", headers=headers, json=json, **options) as response,
+    ):
+        return response.status, await response.json()
+
+
+@dataclass(frozen=True)
+class Lecture:
+    """A course with a teacher and a roster, and one session of it."""
+
+    course_id: str
+    session_id: str
+    teacher: str
+    students: tuple[str, ...]
+
+    @property
+    def about(self) -> Payload:
+        """The payload of a command about it."""
+        return {"session_id": self.session_id}
+
+
+async def a_lecture(url: str, *, students: int = 3, check_in: Payload | None = None) -> Lecture:
+    """Make a course, its roster and a scheduled session, over HTTP as an admin would."""
+    admin = token("admin", "admin")
+    course_id, teacher = unique("course"), unique("teacher")
+    roster = [{"student_id": unique(f"s{number}"), "name": f"Student {number}"} for number in range(students)]
+    course = {"title": "Algorithms", "teacher_ids": [teacher], "time_zone": "Europe/Berlin"}
+    status, body = await http(url, "PUT", f"/courses/{course_id}", admin, json=course)
+    assert status == 201, body
+    status, body = await http(url, "PUT", f"/courses/{course_id}/roster", admin, json=roster)
+    assert (status, body) == (200, {"added": students, "updated": 0, "removed": 0})
+    session_id = await a_session(url, course_id, check_in=check_in)
+    return Lecture(course_id, session_id, teacher, tuple(line["student_id"] for line in roster))
+
+
+async def a_session(url: str, course_id: str, *, check_in: Payload | None = None) -> str:
+    """Schedule one more session of a course."""
+    session = {
+        "course_id": course_id,
+        "title": "Sorting",
+        "date": "2026-11-24",
+        "start_time": "10:00",
+        "end_time": "11:30",
+        **({"check_in": check_in} if check_in else {}),
+    }
+    status, body = await http(url, "POST", "/sessions", token("admin", "admin"), json=session)
+    assert status == 201, body
+    assert body["status"] == "scheduled"
+    return str(body["id"])
+
+
+def bearer(subject: str, role: Role) -> str:
+    """Mint a token for one of a lecture's people."""
+    return token(subject, role)
