@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`; everything they need is installed by the project's own files.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
 .PHONY: run install test lint format lock
 
@@ -15,7 +15,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rollcall needs Python 3.11 or newer; say which with PYTHON=…"; exit 1; }
 	@test -x $(BIN)/pip || { echo "making .venv (this takes half a minute)"; $(PYTHON) -m venv .venv; }
 	@$(PIP) -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What the checks need besides.

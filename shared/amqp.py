@@ -38,7 +38,6 @@ _SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
 _PREFETCH = 32
 _HEARTBEAT_SECONDS = 10
-_FLUSH_TIMEOUT_SECONDS = 2.0
 _REASON_CHARACTERS = 1000
 _PERSISTENT, _TRANSIENT = 2, 1
 
@@ -176,6 +175,7 @@ class _Line:
         self._purpose = purpose
         self._link = Link(f"amqp {purpose}", connect=self._connect, probe=self._probe, disconnect=self._disconnect)
         self._connection: Connection | None = None
+        # Kept, because a channel that is collected calls nobody back when it is lost.
         self._channels: list[AbstractChannel] = []
         self._control: RawChannel | None = None
         self._closed = False
@@ -206,7 +206,6 @@ class _Line:
         )
         with _own_cancellations():
             await self._connection.connect(timeout=CONNECT_TIMEOUT_SECONDS)
-            self._connection.close_callbacks.add(lambda _, error: lose(_reason(error)))
             self._control = await self.channel()
             await _declare(self._control)
             await self._set_up()
@@ -218,7 +217,8 @@ class _Line:
         channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
         self._channels.append(channel)
         await channel.initialize()
-        channel.close_callbacks.add(lambda _, error: lose(f"channel closed: {_reason(error)}"))
+        # Called when the connection goes, too.
+        channel.close_callbacks.add(lambda _, error: lose(_reason(error)))
         return await channel.get_underlay_channel()
 
     async def _probe(self) -> None:
@@ -228,17 +228,12 @@ class _Line:
             for queue in topology.WORK_QUEUES:
                 await self._control.queue_declare(queue, passive=True)
 
-    async def _disconnect(self, farewell: bool) -> None:
+    async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        channels, self._channels = self._channels, []
+        self._channels.clear()
         self._torn_down()
-        if connection is None:
-            return
-        with _own_cancellations():
-            try:
-                if farewell:
-                    await _flush(channels)
-            finally:
+        if connection is not None:
+            with _own_cancellations():
                 await connection.close()
 
 
@@ -471,14 +466,6 @@ class AmqpDelivery:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._inbox.arrive, self)
         else:
             await self.ack()
-
-
-async def _flush(channels: Sequence[AbstractChannel]) -> None:
-    """Close channels, which sends what was written on them; closing only the connection would drop it."""
-    async with asyncio.timeout(_FLUSH_TIMEOUT_SECONDS):
-        for channel in channels:
-            if not channel.is_closed:
-                await channel.close()
 
 
 async def _declare(channel: RawChannel) -> None:

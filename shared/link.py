@@ -28,8 +28,7 @@ class Link:
     """Supervises one connection.
 
     `connect` makes it, hands the `Lose` it is given to whoever may notice a loss, and raises when it cannot. `probe`
-    raises when the connection no longer answers. `disconnect` clears away what is left of it, in whatever state that is;
-    it is told whether this is a farewell, when what was said last should still arrive.
+    raises when the connection no longer answers. `disconnect` clears away what is left of it, in whatever state that is.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Link:
         *,
         connect: Callable[[Lose], Awaitable[None]],
         probe: Callable[[], Awaitable[None]],
-        disconnect: Callable[[bool], Awaitable[None]],
+        disconnect: Callable[[], Awaitable[None]],
     ) -> None:
         self._name = name
         self._connect = connect
@@ -73,7 +72,7 @@ class Link:
             keeper.cancel()
             await asyncio.wait({keeper}, timeout=_CANCEL_AGAIN_SECONDS)
         self._up.clear()
-        await self._clear_away(farewell=True)
+        await self._clear_away()
 
     async def _keep(self) -> None:
         while True:
@@ -127,9 +126,9 @@ class Link:
             except Exception as error:
                 return f"probe failed: {type(error).__name__}: {error}"
 
-    async def _clear_away(self, *, farewell: bool = False) -> None:
+    async def _clear_away(self) -> None:
         try:
             async with asyncio.timeout(_DISCONNECT_TIMEOUT_SECONDS):
-                await self._disconnect(farewell)
+                await self._disconnect()
         except Exception as error:
             log.debug("link.not_closed_cleanly", link=self._name, reason=f"{type(error).__name__}: {error}")

@@ -19,6 +19,7 @@ from shared.errors import StartupFailed
 log = structlog.get_logger()
 
 _RESTART_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
 
 
 def configure_logging(level: str) -> None:
@@ -114,9 +115,9 @@ async def serving_health(host: str, port: int, ready: Callable[[], Awaitable[boo
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
     """Serve an application; yield the port. Raise StartupFailed naming `setting` when the port cannot be had."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSE_SECONDS)
     await runner.setup()
-    site = web.TCPSite(runner, host, port, shutdown_timeout=1, reuse_address=True)
+    site = web.TCPSite(runner, host, port, reuse_address=True)
     try:
         try:
             await site.start()

@@ -301,20 +301,35 @@ async def test_an_unacknowledged_message_comes_again_when_its_consumer_closes(br
     assert found.body == lost.body == b"[1]"
 
 
-async def test_an_acknowledged_message_does_not_come_again(broker: Broker, begin: Begin) -> None:
-    """Not even when the bus is closed in the same breath."""
-    gateway, dying, living = await broker.bus(), await broker.bus(), await broker.bus()
-    first = await begin(gateway.send(ATTENDANCE_COMMANDS, b"1"))
-    (delivery,) = await take(dying, ATTENDANCE_COMMANDS, 1)
+async def test_acknowledged_messages_do_not_come_again(broker: Broker, begin: Begin) -> None:
+    """Not even when the bus is closed in the same breath: what is written is let out first."""
+    publisher, closing, living = await broker.bus(), await broker.bus(), await broker.bus()
+    first = await begin(publisher.publish(events(*[STARTED] * 30)))
+    deliveries = await take(closing, ATTENDANCE_EVENTS, 30)
 
-    await delivery.ack()
-    await dying.close()
+    for delivery in deliveries:
+        await delivery.ack()
+    await closing.close()
     await first
-    await begin(gateway.send(ATTENDANCE_COMMANDS, b"2"))
-    (following,) = await take(living, ATTENDANCE_COMMANDS, 1)
+    await begin(publisher.publish(events(ENDED)))
+    (following,) = await take(living, ATTENDANCE_EVENTS, 1)
     await following.ack()
 
-    assert following.body == b"[2]"
+    assert following.body == ENDED.encode()
+
+
+async def test_answers_given_before_closing_still_arrive(broker: Broker) -> None:
+    """A service that drains has answered whom it can."""
+    asker, closing = await broker.bus(), await broker.bus()
+    received: list[bytes] = []
+    queue = await asker.receive_answers(received.append)
+
+    for number in range(30):
+        await closing.answer([(queue, b"%d" % number)])
+    await closing.close()
+    await eventually(lambda: len(received) == 30)
+
+    assert received == [b"[%d]" % number for number in range(30)]
 
 
 async def test_a_retried_message_comes_again_later_and_holds_up_nobody(broker: Broker, begin: Begin) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from shared import memory_bus
-from shared.bus import OutgoingEvent
+from shared.bus import SEND_TIMEOUT_SECONDS, OutgoingEvent
 from shared.errors import Unavailable
 from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, SESSION_EVENTS
@@ -53,7 +53,8 @@ async def test_an_event_sent_back_is_unconfirmed_at_once(bus: MemoryBus, begin: 
     await early.retry()
 
     with pytest.raises(Unavailable):
-        await publishing
+        async with asyncio.timeout(SEND_TIMEOUT_SECONDS / 2):
+            await publishing
 
 
 async def test_sweeping_an_outbox_does_not_multiply_an_event_that_waits(bus: MemoryBus, begin: Begin) -> None:

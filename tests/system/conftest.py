@@ -15,10 +15,11 @@ from tests.system.surroundings import AS_ROOT, Surroundings, ordinary_user, refu
 def cluster(
     tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, rabbitmq: None
 ) -> Iterator[Rig]:
-    """Separate processes: two gateways, two of each service, on a broker of their own."""
-    with new_database() as database_url, thrown_away(start_rabbitmq) as broker:
+    """Separate processes: two gateways, two of each service, on a broker of their own and a database for each service."""
+    with new_database() as sessions, new_database() as attendance, thrown_away(start_rabbitmq) as broker:
         folder = tmp_path_factory.mktemp("cluster")
-        with running_separately(folder, amqp_url=broker.url, redis_url=redis_url, database_url=database_url) as rig:
+        databases = {"session_service": sessions, "attendance_service": attendance}
+        with running_separately(folder, amqp_url=broker.url, redis_url=redis_url, database_urls=databases) as rig:
             yield rig
 
 

@@ -74,10 +74,10 @@ class Process:
 
 @dataclass
 class Rig:
-    """A running Rollcall: its gateways' addresses, where it keeps its state, and its processes."""
+    """A running Rollcall: its gateways' addresses, each service's database, and its processes."""
 
     gateways: list[str]
-    database_url: str
+    database_urls: Mapping[str, str] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -107,23 +107,25 @@ def unique(prefix: str) -> str:
 
 
 @contextmanager
-def running_separately(folder: Path, *, amqp_url: str, redis_url: str, database_url: str, replicas: int = 2) -> Iterator[Rig]:
-    """Run `replicas` of the gateway and of each service as processes of their own."""
+def running_separately(
+    folder: Path, *, amqp_url: str, redis_url: str, database_urls: Mapping[str, str], replicas: int = 2
+) -> Iterator[Rig]:
+    """Run `replicas` of the gateway and of each service as processes of their own; each service has a database of its own."""
     environment = {
         "ROLLCALL_AMQP_URL": amqp_url,
         "ROLLCALL_REDIS_URL": redis_url,
         "ROLLCALL_REDIS_PREFIX": unique("test"),
-        "ROLLCALL_DATABASE_URL": database_url,
         "ROLLCALL_JWT_SECRET": SECRET,
         "ROLLCALL_HOST": "127.0.0.1",
     }
-    subprocess.run(
-        [sys.executable, "-m", "rollcall", "migrate"],
-        env={"PATH": os.environ["PATH"], **environment},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    rig = Rig([], database_url, environment=environment)
+    for url in database_urls.values():
+        subprocess.run(
+            [sys.executable, "-m", "rollcall", "migrate"],
+            env={"PATH": os.environ["PATH"], "ROLLCALL_DATABASE_URL": url},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    rig = Rig([], database_urls, environment=environment)
     with ExitStack() as stack:
         for module in ("session_service", "attendance_service", "gateway"):
             for number in range(1, replicas + 1):
@@ -143,7 +145,12 @@ def process_of(rig: Rig, module: str, name: str, folder: Path, *, command: list[
     process = Process(
         name,
         command or [sys.executable, "-m", module],
-        {**rig.environment, "ROLLCALL_HEALTH_PORT": str(health), "ROLLCALL_PORT": str(port)},
+        {
+            **rig.environment,
+            **({"ROLLCALL_DATABASE_URL": rig.database_urls[module]} if module in rig.database_urls else {}),
+            "ROLLCALL_HEALTH_PORT": str(health),
+            "ROLLCALL_PORT": str(port),
+        },
         f"http://127.0.0.1:{health}/health/ready",
         folder / f"{name}.log",
     )
@@ -171,6 +178,6 @@ def running_in_one(folder: Path) -> Iterator[Rig]:
     process.start()
     try:
         process.wait_ready()
-        yield Rig([url, url], "", {"dev": process})
+        yield Rig([url, url], processes={"dev": process})
     finally:
         process.stop()

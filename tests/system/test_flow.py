@@ -73,7 +73,7 @@ async def test_the_record_is_in_postgres_when_the_student_is_answered(cluster: R
     await http(cluster.gateways[0], "POST", f"/sessions/{lecture.session_id}/start", bearer(lecture.teacher, "teacher"))
     async with calling(cluster.gateways[1], bearer(ann, "student")) as student:
         answer = await student.ask("joinAttendanceSession", lecture.about)
-    connection = await asyncpg.connect(cluster.database_url)
+    connection = await asyncpg.connect(cluster.database_urls["attendance_service"])
     try:
         row = await connection.fetchrow(
             "SELECT status, source, seq FROM attendance.records WHERE session_id = $1 AND student_id = $2",

@@ -22,9 +22,16 @@ def fragile(
     tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, rabbitmq: None
 ) -> Iterator[Rig]:
     """One of each process, on a broker of its own."""
-    with new_database() as database_url, thrown_away(start_rabbitmq) as broker:
+    with new_database() as database, thrown_away(start_rabbitmq) as broker:
         folder = tmp_path_factory.mktemp("fragile")
-        with running_separately(folder, amqp_url=broker.url, redis_url=redis_url, database_url=database_url, replicas=1) as rig:
+        databases = {"session_service": database, "attendance_service": database}
+        with running_separately(
+            folder,
+            amqp_url=broker.url,
+            redis_url=redis_url,
+            database_urls=databases,
+            replicas=1,
+        ) as rig:
             yield rig
 
 

@@ -201,14 +201,15 @@ def test_anothers_data_is_refused_in_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_postgres_starts_in_three_seconds_and_again_in_one(tmp_path: Path) -> None:
+def test_a_second_start_makes_no_cluster_again(tmp_path: Path) -> None:
+    """Seen as time: a warm start is several times as fast as the one that made the cluster."""
+
     def seconds_to_start() -> float:
         begun = time.monotonic()
         start_postgres(tmp_path / "postgres").stop()
         return time.monotonic() - begun
 
-    assert seconds_to_start() < 3
-    assert seconds_to_start() < 1
+    assert seconds_to_start() > 2 * seconds_to_start()
 
 
 def test_a_killed_postmaster_is_no_obstacle(tmp_path: Path) -> None:

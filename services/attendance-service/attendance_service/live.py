@@ -32,7 +32,7 @@ class LiveRolls:
         """Move the heads and publish the rows on their channels, in one round trip; raise Unavailable without Redis."""
         pipeline = self._redis.pipeline(transaction=False)
         for row in rows:
-            session_id, seq = row.event.id.rsplit(":", 2)[1:]
+            session_id, _, seq = row.event.id.removeprefix("roll:").rpartition(":")
             pipeline.eval(_SET_IF_NEWER, 1, self._names.roll_head(session_id), seq, HEAD_TTL_SECONDS)
             for channel in row.channels:
                 pipeline.publish(channel, row.event.body)

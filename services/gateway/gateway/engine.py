@@ -10,7 +10,9 @@ from typing import Any, Final
 
 import msgspec
 import socketio
+from aiohttp import web
 from engineio import packet as engine_packet
+from engineio.async_drivers.aiohttp import WebSocket
 from socketio import packet
 
 NAMESPACES: Final = ("/", "/attendance")
@@ -57,8 +59,23 @@ class Manager(socketio.AsyncRedisManager):  # type: ignore[misc]
         return True
 
 
+class _WebSocket(WebSocket):  # type: ignore[misc]
+    """Without permessage-deflate, which costs 100 KB for each connection whose client offers it."""
+
+    async def __call__(self, environ: dict[str, Any]) -> web.WebSocketResponse:
+        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        self.environ = environ
+        await self._sock.prepare(environ["aiohttp.request"])
+        await self.handler(self)
+        return self._sock
+
+
 class Server(socketio.AsyncServer):  # type: ignore[misc]
     """A server that hands only well-formed events on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.eio._async = {**self.eio._async, "websocket": _WebSocket}
 
     async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
         if not isinstance(data, list) or not data or not isinstance(data[0], str):

@@ -107,7 +107,7 @@ def read_roster(body: bytes, content_type: str) -> tuple[Student, ...]:
             lines = msgspec.json.decode(body, type=list[StudentPayload])
         except msgspec.ValidationError as error:
             raise _refused(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise invalid("", "the body is not JSON") from None
         students = [(index, line) for index, line in enumerate(lines)]
     if len(students) > MAX_STUDENTS:
@@ -131,7 +131,7 @@ def read_number(text: str | None, name: str, *, default: int, most: int) -> int:
     """Read a number from a query."""
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= most:
         raise invalid(name, f"must be a number from 1 to {most}")
     return int(text)
 
@@ -197,7 +197,8 @@ def _csv_students(body: bytes) -> list[tuple[int, StudentPayload]]:
             except msgspec.ValidationError as error:
                 faults.append({"line": reader.line_num, "message": _refused(error).message})
     except csv.Error as error:
-        faults.append({"line": reader.line_num, "message": str(error)})
+        # The DictReader counts a line once it has read it; its reader, when it begins.
+        faults.append({"line": reader.reader.line_num, "message": str(error)})
     if faults:
         raise Refused("invalid", details=faults[:100])
     return students

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import structlog
+from msgspec import MsgspecError
 from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -57,7 +58,7 @@ class Room:
     """Events that came before their turn, by first number."""
     recent: deque[Event[EventData]] = field(default_factory=lambda: deque(maxlen=_RECENT_EVENTS))
     ahead: dict[str, int] = field(default_factory=dict)
-    """Staff sockets whose answer was newer than the room: up to which number they know already."""
+    """Sockets whose answer was newer than the room: up to which number they know already."""
     mending: asyncio.Task[None] | None = None
     telling: asyncio.Task[None] | None = None
     progress_due: asyncio.TimerHandle | None = None
@@ -125,18 +126,24 @@ class Rooms:
         room.holds += 1
         asyncio.get_running_loop().call_soon(self._let_in, room, member, seq)
 
-    def _let_in(self, room: Room, member: Member, seq: int) -> None:
-        missed = [event for event in room.recent if event.sequence > seq]
+    def _let_in(self, room: Room, member: Member, seq: int, *, statistics_known: bool = True) -> None:
+        if member.kind == "student" and member.sid in room.members:
+            # A repeated join: this socket has heard all since it came in (as staff: more than a student would).
+            room.holds -= 1
+            return
+        missed = [_after(event, seq) for event in room.recent if event.sequence > seq]
         if room.seq is not None and seq < room.seq and (not missed or missed[0].data.first_seq > seq + 1):
             self._start(self._catch_up(room, member, seq))
             return
-        room.holds -= 1
-        # What a student's own join made of the statistics was told before they were in.
-        if not missed and member.kind == "student" and room.recent and seq == room.seq:
-            missed = [room.recent[-1]]
+        # What a student's own join, or what was fetched, made of the statistics was told before they were in.
+        if member.kind == "student" or not statistics_known:
+            last = room.recent[-1] if room.recent and seq == room.seq else None
+            missed += [_after(last, seq)] if last is not None and isinstance(last.data, RollChanged) else []
         for event in missed:
             if (more := self._tell(room, event, member)) is not None:
-                self._start(more)
+                self._start(self._in_turn(room, member, event.sequence, more))
+                return
+        room.holds -= 1
         names = (room.everyone, room.staff) if member.kind == "staff" else (room.everyone,)
         if not all([self._manager.enter_here(member.sid, member.namespace, name) for name in names]):
             return
@@ -146,20 +153,31 @@ class Rooms:
             # A student is still to hear what their own join made of the statistics.
             room.seq = seq - 1 if member.kind == "student" else seq
             self._advance(room)
-        elif seq > room.seq and member.kind == "staff":
+        elif seq > room.seq:
             room.ahead[member.sid] = seq
+
+    async def _in_turn(self, room: Room, member: Member, seq: int, more: Awaitable[None]) -> None:
+        """Let a member in once they have been told what takes its time, and whatever came meanwhile."""
+        try:
+            await more
+        except Exception:
+            log.exception("rooms.telling_failed", session_id=room.session_id)
+        self._let_in(room, member, seq)
 
     async def _catch_up(self, room: Room, member: Member, seq: int) -> None:
         """Tell one member what the room heard while their answer was on its way and no longer remembers."""
+        since = seq
         try:
-            async for event in self._fetched(room, seq):
+            async for event in self._fetched(room, since):
                 if (more := self._tell(room, event, member)) is not None:
                     await more
                 seq = event.sequence
         except (Refused, Unavailable) as error:
             log.warning("rooms.gap_stays", session_id=room.session_id, reason=str(error))
-            seq = room.seq or seq
-        self._let_in(room, member, seq)
+        except Exception:
+            log.exception("rooms.catching_up_failed", session_id=room.session_id)
+        # Where nothing could be had they come in all the same, rather than ask for ever.
+        self._let_in(room, member, seq if seq > since else max(seq, room.seq or 0), statistics_known=False)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -175,8 +193,14 @@ class Rooms:
 
     def _heard(self, channel: str, body: bytes) -> None:
         room = self._by_channel.get(channel)
-        event = decode_event(body) if room is not None else None
-        if room is not None and event is not None:
+        if room is None:
+            return
+        try:
+            event = decode_event(body)
+        except (MsgspecError, ValueError) as error:
+            log.error("rooms.malformed_event", channel=channel, reason=str(error))
+            return
+        if event is not None:
             self._receive(room, event)
 
     def _receive(self, room: Room, event: Event[EventData]) -> None:
@@ -221,6 +245,8 @@ class Rooms:
                 self._receive(room, event)
         except (Refused, Unavailable) as error:
             log.warning("rooms.gap_stays", session_id=room.session_id, reason=str(error))
+        except Exception:
+            log.exception("rooms.mending_failed", session_id=room.session_id)
         finally:
             room.mending = None
 
@@ -251,7 +277,10 @@ class Rooms:
             await self._compare_heads([room for room in self._rooms.values() if room.seq is not None])
 
     async def _close_empty(self) -> None:
-        for room in [room for room in self._rooms.values() if not room.members and not room.holds]:
+        for room in list(self._rooms.values()):
+            # Looked at one by one: somebody may come in while the room before is being left.
+            if room.members or room.holds:
+                continue
             del self._rooms[room.session_id], self._by_channel[room.channel]
             for task in filter(None, (room.mending, room.telling)):
                 task.cancel()
@@ -275,7 +304,7 @@ class Rooms:
 
 
 def _next(room: Room, told: int) -> Event[EventData] | None:
-    """Take the event whose turn it is, without what of it was told already (a page of missed changes may end within a commit)."""
+    """Take the event whose turn it is, without what of it was told already (a page of changes may end within a commit)."""
     event = room.waiting.pop(told + 1, None)
     if event is not None:
         return event
@@ -288,7 +317,7 @@ def _next(room: Room, told: int) -> Event[EventData] | None:
 
 def _after(event: Event[EventData], told: int) -> Event[EventData]:
     data = event.data
-    if not isinstance(data, RollChanged):
+    if data.first_seq > told or not isinstance(data, RollChanged):
         return event
     rest = tuple(change for change in data.changes if change.seq > told)
     return replace(event, data=replace(data, first_seq=told + 1, changes=rest))
