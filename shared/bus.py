@@ -53,7 +53,10 @@ class Inbox(Protocol):
         """
 
     async def park(self, body: bytes, reason: str) -> None:
-        """Put what cannot be handled on `rollcall.parking`, durably, with its queue of origin and the reason."""
+        """Put what cannot be handled on `rollcall.parking`, durably, with its queue of origin and the reason.
+
+        Raises Unavailable when the broker does not confirm it: then the delivery must not be acknowledged.
+        """
 
 
 class Bus(Protocol):
@@ -63,8 +66,8 @@ class Bus(Protocol):
         """Send one encoded command; return once the broker has it safely.
 
         Goes out at once when nothing to that queue is unconfirmed; what comes meanwhile gathers and leaves as one message
-        of up to `COMMANDS_PER_MESSAGE`, in order. Raises Unavailable after `SEND_TIMEOUT_SECONDS` (also where the queue is
-        missing); the command may have arrived all the same. Safe to cancel: the command may still be sent.
+        of up to `COMMANDS_PER_MESSAGE`, or about 1 MiB, in order. Raises Unavailable after `SEND_TIMEOUT_SECONDS` (at once
+        where the queue is missing); the command may have arrived all the same. Safe to cancel: it may still be sent.
         """
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:

@@ -120,11 +120,17 @@ class Listener:
         return frozenset(self._channels) - {self._heartbeat_channel}
 
     async def subscribe(self, channel: str) -> None:
-        """Return once Redis has confirmed; raise Unavailable when it does not within 2 s. Repeats are free."""
+        """Return once Redis has confirmed; repeats are free.
+
+        Raises Unavailable at once without a connection, or when Redis is silent for 2 s: the channel is subscribed to then
+        as soon as Redis is back.
+        """
         ready = self._channels.get(channel)
         if ready is None:
             ready = self._channels[channel] = asyncio.Event()
             await self._tell(channel, subscribe=True)
+        if self._pubsub is None:
+            raise Unavailable("Redis: no connection")
         try:
             async with asyncio.timeout(2):
                 await ready.wait()

@@ -286,6 +286,7 @@ async def a_world(url: str, *, page: int = 100) -> AsyncIterator[World]:
     async with open_redis(url) as redis:
         world = World(redis, url, page=page)
         async with guarded(world.rooms.listener.run, world.rooms.look_after):
+            await until(lambda: world.rooms.listener._pubsub is not None)
             yield world
 
 

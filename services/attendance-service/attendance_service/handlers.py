@@ -70,7 +70,7 @@ class _Attendance:
         async with self.rolls.locked(()) as unit:
             for event in sorted(started, key=lambda event: event.data.session.id):
                 data = event.data
-                by = Actor(data.started_by_id, data.started_by, "teacher")
+                by = rules.staff(data.session, data.started_by_id, data.started_by)
                 step, records = rules.open_roll(data.session, data.roster, by, self.now())
                 row = self._row(events.opened(step, by))
                 if not await unit.open(step, records, row.event.body):
@@ -87,7 +87,7 @@ class _Attendance:
                 roll = unit.rolls.get(data.session.id)
                 if roll is None:
                     raise NotYet(f"no roll for {data.session.id}")
-                by = Actor(data.ended_by_id, data.ended_by, "teacher")
+                by = rules.staff(data.session, data.ended_by_id, data.ended_by)
                 step = rules.close(roll, data.session, data.cause, by, self.now())
                 if step is None:
                     _, closing = await unit.published(data.session.id)

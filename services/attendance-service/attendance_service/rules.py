@@ -175,6 +175,11 @@ def may_read(roll: Roll, actor: Actor) -> None:
         raise Refused("forbidden")
 
 
+def staff(session: Session, user_id: str, name: str) -> Actor:
+    """Tell who acted on a session as a whole: one of its teachers, or else an admin, for nobody else may."""
+    return Actor(user_id, name, "teacher" if user_id in session.teacher_ids else "admin")
+
+
 def statistics(roll: Roll) -> Statistics:
     """Count a roll; the excused leave the denominator, and with nobody left to count there is no rate."""
     total = roll.absent + roll.present + roll.late + roll.excused

@@ -59,9 +59,20 @@ class Tokens:
             raise Refused("unauthenticated", f"The token is not valid: {error}") from None
 
 
-def mint(secret: str, *, subject: str, role: Role, name: str, lifetime: timedelta, now: datetime) -> str:
-    """Make a token, for trying out and for tests."""
+def mint(
+    secret: str,
+    *,
+    subject: str,
+    role: Role,
+    name: str,
+    lifetime: timedelta,
+    now: datetime,
+    audience: str = "",
+    issuer: str = "",
+) -> str:
+    """Make a token, for trying out and for tests; `audience` and `issuer` are left out when empty."""
     claims = {"sub": subject, "role": role, "name": name, "iat": now, "exp": now + lifetime}
+    claims |= {name: value for name, value in (("aud", audience), ("iss", issuer)) if value}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)
 
 

@@ -47,7 +47,7 @@ class Calls:
             async with asyncio.timeout((command.deadline - self._clock()).total_seconds()):
                 answer = await waiting
         except TimeoutError:
-            raise Refused("timeout") from None
+            raise Refused("timeout" if sending.done() else "unavailable") from None
         except Unavailable as error:
             raise Refused("unavailable") from error
         finally:
@@ -75,9 +75,8 @@ def _failing(waiting: asyncio.Future[Answer]) -> Callable[[asyncio.Task[None]], 
     """Make what tells the waiting caller that the command could not be sent."""
 
     def sent(sending: asyncio.Task[None]) -> None:
-        if sending.cancelled() or waiting.done():
-            return
-        if (error := sending.exception()) is not None:
+        error = None if sending.cancelled() else sending.exception()
+        if error is not None and not waiting.done():
             waiting.set_exception(error)
 
     return sent

@@ -67,7 +67,7 @@ class SessionPayload(Struct, frozen=True, kw_only=True):
     end_time: TimeOfDay
     time_zone: Line | None = None
     meeting_link: Text | None = None
-    check_in: CheckIn = CheckIn()
+    check_in: CheckIn | None = None
 
 
 def read_payload(payload: object, kind: type[P]) -> P:
@@ -92,10 +92,11 @@ def read_body(body: bytes, kind: type[P]) -> P:
 def read_session_body(body: bytes) -> SessionPayload:
     """Read the body of `POST /sessions`; `date` comes out as YYYY-MM-DD, from that, an RFC 3339 time or epoch milliseconds."""
     payload = read_body(body, SessionPayload)
-    minutes = (payload.check_in.late_after_minutes, payload.check_in.closes_after_minutes)
+    check_in = payload.check_in or CheckIn()
+    minutes = (check_in.late_after_minutes, check_in.closes_after_minutes)
     if any(value is not None and not 0 <= value <= 24 * 60 for value in minutes):
         raise invalid("check_in", "minutes must be between 0 and 1440")
-    return msgspec.structs.replace(payload, date=_date(payload.date))
+    return msgspec.structs.replace(payload, date=_date(payload.date), check_in=check_in)
 
 
 def read_roster(body: bytes, content_type: str) -> tuple[Student, ...]:

@@ -14,6 +14,7 @@ from shared.errors import NO_ROLL, Refused
 from shared.messages import (
     Actor,
     ChangesRead,
+    CheckIn,
     Course,
     CoursePage,
     CourseStored,
@@ -104,7 +105,7 @@ class Requests:
             end_time=payload.end_time,
             time_zone=payload.time_zone,
             meeting_link=payload.meeting_link,
-            check_in=payload.check_in,
+            check_in=payload.check_in or CheckIn(),
             idempotency_key=idempotency_key,
             fingerprint=fingerprint,
             **self._envelope(actor),
@@ -142,7 +143,7 @@ class Requests:
 
     async def read_roll(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
         """Read a whole roll."""
-        command = ReadRoll(session_id=session_id, **self._envelope(actor, command_id, seconds=LONG_SECONDS))
+        command = ReadRoll(session_id=session_id, **self._envelope(actor, command_id))
         try:
             return await self._calls.ask(command, RollRead)
         except Refused as refusal:

@@ -16,7 +16,7 @@ from gateway.engine import Manager, Server
 from gateway.payloads import MAX_PAYLOAD_BYTES, SessionCommandPayload, invalid, read_payload
 from gateway.requests import Requests
 from gateway.rooms import Kind, Member, Rooms
-from shared.clock import Clock
+from shared.clock import Clock, rfc3339
 from shared.errors import Refused
 from shared.messages import Actor, RollRead
 
@@ -131,7 +131,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         error = views.refusal(refused)
         heard = {**error, "event": event[:64], **({"session_id": session_id} if session_id else {})}
         self._manager.emit_here("attendanceError", heard, sid, namespaces=(self.namespace,))
-        return {"ok": False, "error": error}
+        return {"ok": False, "error": error, "server_time": rfc3339(self._clock())}
 
     async def _start(self, socket: Socket, payload: SessionCommandPayload) -> tuple[str, views.View]:
         ask = self._requests.start(socket.actor, payload.session_id, payload.command_id)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Annotated, Any
 import socketio
 import typer
 
-from gateway.auth import mint
 from rollcall import demo, dev, trial
 from rollcall.dev import Place
 from rollcall.migrations import migrate as migrate_schemas
@@ -65,19 +65,19 @@ def token(
     hours: Annotated[float, typer.Option(help="How long it lasts.")] = 24,
 ) -> None:
     """Mint a token for trying out, with ROLLCALL_JWT_SECRET or else the key of the local `rollcall dev`."""
-    typer.echo(mint(_secret(), subject=sub, role=role.value, name=name or sub, lifetime=timedelta(hours=hours), now=utc_now()))
+    typer.echo(demo.token_for(Actor(sub, name or sub, role.value), _settings(), utc_now(), timedelta(hours=hours)))
 
 
 @trying.command(name="start")
 def try_start(session_id: str, url: Url = DEFAULT_URL, token: Token = "") -> None:
     """Start a session as its teacher and watch the roll fill."""
-    _try(trial.start, url, token or demo.token_for(demo.TEACHER, _secret(), utc_now()), session_id)
+    _try(trial.start, url, token or demo.token_for(demo.TEACHER, _settings(), utc_now()), session_id)
 
 
 @trying.command(name="end")
 def try_end(session_id: str, url: Url = DEFAULT_URL, token: Token = "") -> None:
     """End a session as its teacher."""
-    _try(trial.end, url, token or demo.token_for(demo.TEACHER, _secret(), utc_now()), session_id)
+    _try(trial.end, url, token or demo.token_for(demo.TEACHER, _settings(), utc_now()), session_id)
 
 
 @trying.command(name="join")
@@ -88,17 +88,17 @@ def try_join(
     student: Annotated[str, typer.Option("--as", help="Which student of examples/roster.csv.")] = "s001",
 ) -> None:
     """Join a session as a student."""
-    _try(trial.join, url, token or demo.token_for(Actor(student, student, "student"), _secret(), utc_now()), session_id)
+    _try(trial.join, url, token or demo.token_for(Actor(student, student, "student"), _settings(), utc_now()), session_id)
 
 
-def _secret() -> str:
-    secret = os.environ.get("ROLLCALL_JWT_SECRET") or ""
-    if not secret:
-        path: Path = Place.of(os.environ).folder / "secret"
-        if not path.exists():
-            raise StartupFailed(f"no key: set ROLLCALL_JWT_SECRET, or run `make run` first ({path} is not there)")
-        secret = path.read_text().strip()
-    return secret
+def _settings() -> Settings:
+    settings = Settings.from_env(os.environ)
+    if settings.jwt_secret:
+        return settings
+    path: Path = Place.of(os.environ).folder / "secret"
+    if not path.exists():
+        raise StartupFailed(f"no key: set ROLLCALL_JWT_SECRET, or run `make run` first ({path} is not there)")
+    return replace(settings, jwt_secret=path.read_text().strip())
 
 
 def _try(attempt: Callable[[str, str, str], Coroutine[Any, Any, int]], url: str, token: str, session_id: str) -> None:

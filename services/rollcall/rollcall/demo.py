@@ -9,6 +9,7 @@ import aiohttp
 from gateway.auth import mint
 from shared.errors import StartupFailed
 from shared.messages import Actor, Role
+from shared.settings import Settings
 
 COURSE_ID = "demo"
 TEACHER = Actor("t1", "Ada Lovelace", "teacher")
@@ -29,14 +30,23 @@ class Demo:
     student_token: str
 
 
-def token_for(actor: Actor, secret: str, now: datetime) -> str:
-    """Mint a token that lasts for a month of trying out."""
-    return mint(secret, subject=actor.id, role=actor.role, name=actor.name, lifetime=TOKEN_LIFETIME, now=now)
+def token_for(actor: Actor, settings: Settings, now: datetime, lifetime: timedelta = TOKEN_LIFETIME) -> str:
+    """Mint a token that a Rollcall with these settings accepts; unless told otherwise, for a month of trying out."""
+    return mint(
+        settings.jwt_secret,
+        subject=actor.id,
+        role=actor.role,
+        name=actor.name,
+        lifetime=lifetime,
+        now=now,
+        audience=settings.jwt_audience,
+        issuer=settings.jwt_issuer,
+    )
 
 
-async def prepare(url: str, secret: str, roster: bytes, now: datetime) -> Demo:
+async def prepare(url: str, settings: Settings, roster: bytes, now: datetime) -> Demo:
     """Make the demo course, its roster and a session to start, as far as they are not there; raise StartupFailed."""
-    teacher_token = token_for(TEACHER, secret, now)
+    teacher_token = token_for(TEACHER, settings, now)
     headers = {"Authorization": f"Bearer {teacher_token}"}
     async with aiohttp.ClientSession(f"{url}/api/v1/", headers=headers) as http:
         course = {"title": "Rollcall demo", "teacher_ids": [TEACHER.id], "time_zone": "UTC"}
@@ -56,7 +66,7 @@ async def prepare(url: str, secret: str, roster: bytes, now: datetime) -> Demo:
         teacher=TEACHER,
         student=student,
         teacher_token=teacher_token,
-        student_token=token_for(student, secret, now),
+        student_token=token_for(student, settings, now),
     )
 
 

@@ -99,7 +99,7 @@ async def main(settings: Settings, place: Place, roster: bytes) -> None:
     configure_logging(settings.log_level if "ROLLCALL_LOG_LEVEL" in os.environ else "warning")
     async with everything(settings):
         url = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{settings.port}"
-        demo = await prepare(url, settings.jwt_secret, roster, utc_now())
+        demo = await prepare(url, settings, roster, utc_now())
         print(_welcome(url, demo, place), flush=True)
         await until_told_to_stop()
 
