@@ -55,13 +55,19 @@ async def open_database(url: str, *, schema: str) -> AsyncIterator[AsyncEngine]:
             async with engine.connect() as connection:
                 migrated = await connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{schema}.outbox"})
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0] or type(error).__name__
-            raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot open {where}: {reason}") from error
+            raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot open {where}: {reason(error)}") from error
         if migrated is None:
             raise StartupFailed(f"ROLLCALL_DATABASE_URL: {where} has no schema {schema}; run `rollcall migrate`")
         yield engine
     finally:
         await engine.dispose()
+
+
+def reason(error: Exception) -> str:
+    """Say in one line what a database error says in many, or in none."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_SECONDS} s"
+    return next(iter(str(getattr(error, "orig", None) or error).splitlines()), type(error).__name__)
 
 
 @asynccontextmanager

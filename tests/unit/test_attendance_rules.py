@@ -431,10 +431,9 @@ def test_whatever_happens_numbers_have_no_gaps_counts_are_right_and_history_repl
 
 def marked_excused(roll: Roll, record: Record, at: datetime) -> Step:
     """What a teacher's mark will be, once there are marks."""
-    counts = {record.status: getattr(roll, record.status) - 1} if record.status != "excused" else {}
-    if record.status != "excused":
-        counts["excused"] = roll.excused + 1
-    after = replace(roll, seq=roll.seq + 1, **counts)
+    moved = Counter({record.status: -1})
+    moved["excused"] += 1
+    after = replace(roll, seq=roll.seq + 1, **{status: getattr(roll, status) + by for status, by in moved.items()})
     entry = rules.Entry(
         session_id=roll.session_id,
         seq=after.seq,

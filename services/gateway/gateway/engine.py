@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection
 from typing import Any, Final
 
+import engineio
 import msgspec
 import socketio
 from aiohttp import web
@@ -16,8 +17,8 @@ from engineio.async_drivers.aiohttp import WebSocket
 from socketio import packet
 
 NAMESPACES: Final = ("/", "/attendance")
-# Events of the library itself: a client that sends one of these names must not reach the handlers of the real ones.
-_RESERVED: Final = ("connect", "disconnect", "*")
+SENT: Final = " "
+"""Stands before the name of every event a client has sent, so that none passes for the library's own `connect`."""
 
 
 class Json:
@@ -70,6 +71,18 @@ class _WebSocket(WebSocket):  # type: ignore[misc]
         return self._sock
 
 
+class _Engine(engineio.AsyncServer):  # type: ignore[misc]
+    """Ends a connection without waiting until the client has fetched the farewell: one that polls no more never does."""
+
+    async def disconnect(self, sid: str | None = None) -> None:
+        socket = self.sockets.get(sid)
+        if socket is None:
+            await super().disconnect(sid)
+            return
+        await socket.close(wait=False, reason=self.reason.SERVER_DISCONNECT)
+        self.sockets.pop(sid, None)
+
+
 class Server(socketio.AsyncServer):  # type: ignore[misc]
     """A server that hands only well-formed events on."""
 
@@ -77,11 +90,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         super().__init__(**options)
         self.eio._async = {**self.eio._async, "websocket": _WebSocket}
 
+    def _engineio_server_class(self) -> type[_Engine]:
+        return _Engine
+
     async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:
         if not isinstance(data, list) or not data or not isinstance(data[0], str):
             data = ["", *(data[1:] if isinstance(data, list) else ())]
-        elif data[0] in _RESERVED:
-            data = [f" {data[0]}", *data[1:]]
+        data = [f"{SENT}{data[0]}", *data[1:]]
         await super()._handle_event(eio_sid, namespace, id, data)
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from gateway import views
 from gateway.auth import Tokens, User
-from gateway.engine import Manager, Server
+from gateway.engine import SENT, Manager, Server
 from gateway.payloads import MAX_PAYLOAD_BYTES, SessionCommandPayload, invalid, read_payload
 from gateway.requests import Requests
 from gateway.rooms import Kind, Member, Rooms
@@ -87,7 +87,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             return self._connect(args[0], args[2] if len(args) > 2 else None)
         if event == "disconnect":
             return self._disconnect(args[0])
-        return await self._answer(event.strip(), *args)
+        return await self._answer(event.removeprefix(SENT), *args)
 
     def _connect(self, sid: str, auth: object) -> None:
         """Let a socket in; any fault is a refusal, for the library answers nothing else and would leak the socket."""

@@ -4,6 +4,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.database import reason
 from shared.errors import StartupFailed
 
 _HISTORIES = ("session_service", "attendance_service")
@@ -21,5 +22,4 @@ def migrate(url: str) -> None:
         try:
             command.upgrade(config, "head")
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot migrate {package}: {reason}") from error
+            raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot migrate {package}: {reason(error)}") from error
