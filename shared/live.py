@@ -5,9 +5,10 @@ Live delivery is at most once; every event carries its numbers, so that a listen
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -157,7 +158,7 @@ class Listener:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     pubsub = self._redis.pubsub()
-                    await pubsub.subscribe(*self._channels)
+                    await _uncancelled(pubsub.subscribe(*self._channels))
                     self._pubsub = pubsub
                     self._heard_at = time.monotonic()
                     tasks.create_task(self._read(pubsub))
@@ -204,5 +205,14 @@ class Listener:
 
     async def _beat(self) -> None:
         while True:
-            await publish_live(self._redis, [(self._heartbeat_channel, b"")])
+            await _uncancelled(publish_live(self._redis, [(self._heartbeat_channel, b"")]))
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+async def _uncancelled(command: Coroutine[Any, Any, None]) -> None:
+    """Let a Redis command finish whatever becomes of its caller.
+
+    Cancelled in the middle of a write, redis-py on Python 3.11 may swallow the cancellation (`asyncio.wait_for`), and whoever
+    waits for this task to end would wait for ever.
+    """
+    await asyncio.shield(asyncio.ensure_future(command))

@@ -20,6 +20,7 @@ log = structlog.get_logger()
 
 _RESTART_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
+_CANCEL_SECONDS = 0.5
 
 
 def configure_logging(level: str) -> None:
@@ -71,9 +72,11 @@ async def guarded(*jobs: Callable[[], Awaitable[None]]) -> AsyncIterator[list[as
     try:
         yield tasks
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Again and again: a library in the middle of connecting may swallow a cancellation.
+        while unfinished := [task for task in tasks if not task.done()]:
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished, timeout=_CANCEL_SECONDS)
 
 
 async def _guard(job: Callable[[], Awaitable[None]]) -> None:
