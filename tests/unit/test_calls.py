@@ -1,0 +1,90 @@
+"""A caller of a service is always answered: by the service, or by the gateway with a code that says whether to try again."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from gateway.calls import Calls
+from shared.bus import Delivery
+from shared.clock import utc_now
+from shared.errors import Refused
+from shared.memory_bus import MemoryBroker, MemoryBus
+from shared.messages import ATTENDANCE_COMMANDS, Actor, JoinRoll, RollJoined, decode_commands
+from shared.worker import encode_answer
+
+JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2)
+
+
+def a_join(seconds: float = 0.2) -> JoinRoll:
+    now = utc_now()
+    return JoinRoll(
+        command_id="c",
+        actor=Actor("ann", "Ann", "student"),
+        received_at=now,
+        deadline=now + timedelta(seconds=seconds),
+        session_id="s",
+    )
+
+
+async def calls_on(broker: MemoryBroker) -> Calls:
+    calls = Calls(MemoryBus(broker), utc_now)
+    await calls.open()
+    return calls
+
+
+async def take(broker: MemoryBroker) -> tuple[MemoryBus, Delivery]:
+    service = MemoryBus(broker)
+    (delivery,) = await service.inbox(ATTENDANCE_COMMANDS).take(10)
+    return service, delivery
+
+
+async def test_an_answer_reaches_whoever_asked() -> None:
+    broker = MemoryBroker()
+    asking = asyncio.create_task((await calls_on(broker)).ask(a_join(seconds=5), RollJoined))
+    service, delivery = await take(broker)
+    (command,) = decode_commands(delivery.body)
+    assert command.reply_to is not None
+
+    await service.answer([(command.reply_to.queue, encode_answer(command.reply_to.correlation_id, JOINED))])
+
+    assert await asking == JOINED
+
+
+async def test_a_refusal_keeps_its_code() -> None:
+    broker = MemoryBroker()
+    asking = asyncio.create_task((await calls_on(broker)).ask(a_join(seconds=5), RollJoined))
+    service, delivery = await take(broker)
+    (command,) = decode_commands(delivery.body)
+    assert command.reply_to is not None
+
+    refusal = Refused("session_not_active", retryable=True)
+    await service.answer([(command.reply_to.queue, encode_answer(command.reply_to.correlation_id, refusal))])
+
+    with pytest.raises(Refused) as refused:
+        await asking
+    assert (refused.value.code, refused.value.retryable) == ("session_not_active", True)
+
+
+async def test_a_command_that_nobody_takes_is_unavailable(caplog: pytest.LogCaptureFixture) -> None:
+    """As with a broker that is away; and what becomes of the sending later is no surprise to anybody."""
+    calls = await calls_on(MemoryBroker())
+
+    with pytest.raises(Refused) as refused:
+        await calls.ask(a_join(), RollJoined)
+
+    assert (refused.value.code, refused.value.retryable) == ("unavailable", True)
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()), return_exceptions=True)
+    assert "never retrieved" not in caplog.text
+
+
+async def test_a_command_taken_but_not_answered_is_a_timeout() -> None:
+    broker = MemoryBroker()
+    asking = asyncio.create_task((await calls_on(broker)).ask(a_join(), RollJoined))
+    _, delivery = await take(broker)
+
+    await delivery.ack()
+
+    with pytest.raises(Refused) as refused:
+        await asking
+    assert (refused.value.code, refused.value.retryable) == ("timeout", True)
