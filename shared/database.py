@@ -1,4 +1,4 @@
-"""One way to open Postgres and to run a transaction on it. No SQL lives here."""
+"""One way to open Postgres, to ask whether it is well, and to run a transaction on it. Nobody's tables are read here."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -54,7 +54,8 @@ async def open_database(url: str, *, schema: str) -> AsyncIterator[AsyncEngine]:
         try:
             async with engine.connect() as connection:
                 migrated = await connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{schema}.outbox"})
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        # TypeError and ValueError: an option in the URL that the driver does not know.
+        except (SQLAlchemyError, OSError, TimeoutError, TypeError, ValueError) as error:
             raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot open {where}: {reason(error)}") from error
         if migrated is None:
             raise StartupFailed(f"ROLLCALL_DATABASE_URL: {where} has no schema {schema}; run `rollcall migrate`")

@@ -58,22 +58,27 @@ class Names:
 @asynccontextmanager
 async def open_redis(url: str) -> AsyncIterator[Redis]:
     """Open Redis; raise StartupFailed with one line when it is not there. Never retries by itself: INCR is not safe twice."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=16,
-        timeout=2,
-        socket_timeout=2,
-        socket_connect_timeout=2,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-    )
+    parts = urlsplit(url)
+    where = f"{parts.hostname}:{parts.port or 6379}"
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=16,
+            timeout=2,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except (TypeError, ValueError) as error:
+        raise StartupFailed(f"ROLLCALL_REDIS_URL: an option is wrong: {error}") from error
     redis = Redis.from_pool(pool)
     try:
         try:
             await redis.ping()
+        except TypeError as error:
+            raise StartupFailed(f"ROLLCALL_REDIS_URL: an option is wrong: {error}") from error
         except (RedisError, OSError) as error:
-            parts = urlsplit(url)
-            where = f"{parts.hostname}:{parts.port or 6379}"
             raise StartupFailed(f"ROLLCALL_REDIS_URL: cannot reach {where}: {error}") from error
         yield redis
     finally:
@@ -158,8 +163,12 @@ class Listener:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     pubsub = self._redis.pubsub()
-                    await _uncancelled(pubsub.subscribe(*self._channels))
+                    subscribed = set(self._channels)
+                    await _uncancelled(pubsub.subscribe(*subscribed))
                     self._pubsub = pubsub
+                    # Whoever wanted a channel while that was on its way could not ask for it themselves.
+                    if late := self._channels.keys() - subscribed:
+                        await _uncancelled(pubsub.subscribe(*late))
                     self._heard_at = time.monotonic()
                     tasks.create_task(self._read(pubsub))
                     tasks.create_task(self._beat())

@@ -381,12 +381,13 @@ class SessionPage(Struct, frozen=True, kw_only=True):
 
 
 class RollJoined(Struct, frozen=True, kw_only=True):
-    """Answer to `JoinRoll`; a repeat carries what the first join carried."""
+    """Answer to `JoinRoll`; a repeat carries what the first join carried, and in `roll_seq` how far the roll is now."""
 
     session_id: str
     status: Status
     joined_at: Time
     seq: int
+    roll_seq: int
 
 
 class RollRead(Struct, frozen=True, kw_only=True):

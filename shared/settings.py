@@ -1,5 +1,6 @@
 """The environment, turned into one frozen object. Nothing else reads it; a wrong value names its setting in one line."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +16,7 @@ _URL_SCHEMES = {
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 JWT_SECRET_BYTES = 32
+_PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +50,23 @@ class Settings:
         secret = environ.get("ROLLCALL_JWT_SECRET", "")
         if secret and len(secret.encode()) < JWT_SECRET_BYTES:
             raise StartupFailed(f"ROLLCALL_JWT_SECRET must have at least {JWT_SECRET_BYTES} bytes")
-        level = environ.get("ROLLCALL_LOG_LEVEL", "info").lower()
+        level = (environ.get("ROLLCALL_LOG_LEVEL") or "info").lower()
         if level not in _LOG_LEVELS:
             raise StartupFailed(f"ROLLCALL_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}")
+        prefix = environ.get("ROLLCALL_REDIS_PREFIX") or "rollcall"
+        if not _PREFIX.fullmatch(prefix):
+            raise StartupFailed("ROLLCALL_REDIS_PREFIX must be 1 to 64 characters of A-Z, a-z, 0-9, _, -, . and :")
         origins = environ.get("ROLLCALL_CORS_ORIGINS", "")
         return cls(
             amqp_url=_url(environ, "ROLLCALL_AMQP_URL"),
             redis_url=_url(environ, "ROLLCALL_REDIS_URL"),
             database_url=_url(environ, "ROLLCALL_DATABASE_URL"),
-            redis_prefix=environ.get("ROLLCALL_REDIS_PREFIX", "rollcall"),
+            redis_prefix=prefix,
             jwt_secret=secret,
             jwt_audience=environ.get("ROLLCALL_JWT_AUDIENCE", ""),
             jwt_issuer=environ.get("ROLLCALL_JWT_ISSUER", ""),
             cors_origins=tuple(origin.strip() for origin in origins.split(",") if origin.strip()),
-            host=environ.get("ROLLCALL_HOST", "0.0.0.0"),
+            host=environ.get("ROLLCALL_HOST") or "0.0.0.0",
             port=_port(environ, "ROLLCALL_PORT", 8080),
             health_port=_port(environ, "ROLLCALL_HEALTH_PORT", health_port),
             log_level=level,

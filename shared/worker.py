@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from msgspec import MsgspecError, Raw, Struct
+from msgspec import MsgspecError, Raw, Struct, json
 
 from shared.bus import Bus, Delivery, Inbox
 from shared.clock import Clock
@@ -106,11 +106,11 @@ class Worker:
         jobs: list[_Job] = []
         retried: set[int] = set()
         for delivery in deliveries:
-            try:
-                jobs.extend(_read(delivery, self._queue))
-            except (MsgspecError, ValueError) as error:
-                log.error("worker.parked", queue=self._queue, reason=f"malformed: {error}")
-                await self._park(inbox, delivery.body, f"malformed: {error}")
+            good, bad = _read(delivery, self._queue)
+            jobs.extend(good)
+            for body, reason in bad:
+                log.error("worker.parked", queue=self._queue, reason=reason)
+                await self._park(inbox, body, reason)
         for batch in _batches(jobs):
             retried |= await self._settle(inbox, batch)
         for delivery in deliveries:
@@ -122,12 +122,12 @@ class Worker:
     async def _settle(self, inbox: Inbox, jobs: Sequence[_Job]) -> set[int]:
         """Do a batch of one kind; return the ids of the deliveries that are to come again later."""
         attempt = 0
-        while jobs := [job for job in jobs if not job.expired(self._clock)]:
-            handler = self._handlers.get(jobs[0].kind)
-            if handler is None:
+        while jobs := self._in_time(jobs):
+            kind = jobs[0].kind
+            if kind not in self._handlers and isinstance(jobs[0].message, Event):
                 return set()  # an event that this service does not care for
             try:
-                outcome = await handler([job.message for job in jobs])
+                outcome = await self._handlers[kind]([job.message for job in jobs])
             except Unavailable as error:
                 pause = _PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)]
                 attempt += 1
@@ -139,6 +139,13 @@ class Worker:
                 await self._tell(outcome)
                 return set()
         return set()
+
+    def _in_time(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Leave out what is past its deadline: its caller has been told `timeout`, so it must not be done."""
+        kept = [job for job in jobs if not job.expired(self._clock)]
+        if len(kept) < len(jobs):
+            log.warning("worker.expired", queue=self._queue, commands=len(jobs) - len(kept))
+        return kept
 
     async def _divide(self, inbox: Inbox, jobs: Sequence[_Job], error: Exception) -> set[int]:
         """Halve a batch that failed; a job that fails alone is retried when it came too early, else parked."""
@@ -198,11 +205,29 @@ def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
     return encode(Answer(correlation_id=correlation_id, result=Raw(encode(result))))
 
 
-def _read(delivery: Delivery, queue: str) -> list[_Job]:
-    if queue.endswith(".commands"):
-        return [_Job(command, delivery) for command in decode_commands(delivery.body)]
-    event = decode_event(delivery.body, delivery.reply_to)
-    return [] if event is None else [_Job(event, delivery)]
+def _read(delivery: Delivery, queue: str) -> tuple[list[_Job], list[tuple[bytes, str]]]:
+    """Read a delivery's messages, and apart from them what is none, with the reason; a bad command spoils no other."""
+    try:
+        if not queue.endswith(".commands"):
+            event = decode_event(delivery.body, delivery.reply_to)
+            return [] if event is None else [_Job(event, delivery)], []
+        return [_Job(command, delivery) for command in decode_commands(delivery.body)], []
+    except (MsgspecError, ValueError) as error:
+        reason = f"malformed: {error}"
+    try:
+        parts = [b"[" + bytes(part) + b"]" for part in json.decode(delivery.body, type=list[Raw])]
+    except MsgspecError:
+        parts = []
+    if len(parts) < 2 or not queue.endswith(".commands"):
+        return [], [(delivery.body, reason)]
+    jobs: list[_Job] = []
+    bad: list[tuple[bytes, str]] = []
+    for part in parts:
+        try:
+            jobs.extend(_Job(command, delivery) for command in decode_commands(part))
+        except MsgspecError as error:
+            bad.append((part, f"malformed: {error}"))
+    return jobs, bad
 
 
 def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:

@@ -451,7 +451,7 @@ async def test_a_join_is_answered_and_told(service: Service) -> None:
     joined = await service.do(to_join("ann"))
 
     at = rfc3339(NINE + timedelta(minutes=1))
-    assert joined == RollJoined(session_id="5e55", status="present", joined_at=at, seq=2)
+    assert joined == RollJoined(session_id="5e55", status="present", joined_at=at, seq=2, roll_seq=2)
     [event] = service.events
     assert (event.id, event.source, event.sequence, event.data.first_seq) == ("roll:5e55:2", "/rolls/5e55", 2, 2)
     [change] = event.data.changes
@@ -499,6 +499,11 @@ async def test_a_batch_takes_as_many_statements_as_a_single_join(service: Servic
     assert counts[0] == counts[1] <= 6
 
 
+def alike(answer: Any) -> Any:
+    """What a caller sees of an answer: a repeat differs only in how far the roll is by then."""
+    return answer.code if isinstance(answer, Refused) else replace(answer, roll_seq=0)
+
+
 async def test_a_redelivered_batch_changes_nothing_and_answers_alike(service: Service) -> None:
     await an_open_roll(service)
     batch = [to_join("ann"), to_join("ben"), to_join("eve")]
@@ -508,9 +513,7 @@ async def test_a_redelivered_batch_changes_nothing_and_answers_alike(service: Se
 
     again = await service.do_all(batch)
 
-    assert [answer.code if isinstance(answer, Refused) else answer for answer in again] == [
-        answer.code if isinstance(answer, Refused) else answer for answer in first
-    ]
+    assert [alike(answer) for answer in again] == [alike(answer) for answer in first]
     assert service.left == []
     after = await rows(service.engine, "SELECT r.*, CAST(r.xmin AS text) FROM attendance.records AS r ORDER BY student_id")
     assert after == before
@@ -523,7 +526,7 @@ async def test_a_join_twice_in_one_batch_counts_once_and_answers_alike(service: 
 
     first, other, again = await service.do_all([to_join("ann"), to_join("ben"), to_join("ann", received_at=later)])
 
-    assert first == again
+    assert alike(first) == alike(again)
     assert (first.seq, other.seq) == (2, 3)
     assert heard(service.events) == [(2, "ann"), (3, "ben")]
     await all_is_well(service.engine)
@@ -717,7 +720,7 @@ async def test_a_student_who_joined_is_answered_alike_after_the_close(service: S
     first = await service.do(to_join("ann"))
     await service.do(ended())
 
-    assert await service.do(to_join("ann")) == first
+    assert alike(await service.do(to_join("ann"))) == alike(first)
     assert await service.code(to_join("ben")) == "session_completed"
 
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw, json
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from attendance_service.live import LiveRolls
 from gateway.engine import NAMESPACES, Json, Manager, Server
@@ -642,6 +643,45 @@ async def test_a_room_entered_while_the_connection_is_lost_hears_all_the_same(wo
     await world.enter(ear, 1)
 
     await until(lambda: ear.joins == first.joins == [2])
+
+
+async def test_a_listener_stops_when_it_is_told_to(redis_url: str) -> None:
+    """Whatever it is doing: a cancellation that the library swallows would keep the process from ending."""
+    async with open_redis(redis_url) as redis:
+        for number in range(40):
+            world = World(redis, redis_url)
+
+            async def a_while(world: World = world, number: int = number) -> None:
+                async with guarded(world.rooms.listener.run):
+                    await asyncio.sleep(number % 10 / 2000)
+
+            listening = asyncio.create_task(a_while())
+            done, _ = await asyncio.wait({listening}, timeout=SECONDS)
+            assert done, f"still listening after {number} starts"
+
+
+async def test_a_room_that_is_entered_while_the_listener_connects_is_listened_to(redis_url: str) -> None:
+    """Else it would be deaf until the next connection, and live on heads and fetches."""
+    async with open_redis(redis_url) as redis:
+        world = World(redis, redis_url)
+        subscribe = PubSub.subscribe
+        connecting = asyncio.Event()
+
+        async def slowly(pubsub: PubSub, *channels: str) -> None:
+            await subscribe(pubsub, *channels)
+            if not connecting.is_set():
+                connecting.set()
+                await asyncio.sleep(0.05)
+
+        with patch.object(PubSub, "subscribe", slowly):
+            async with guarded(world.rooms.listener.run):
+                await connecting.wait()
+                ear, _ = await world.a_listener()
+                async with asyncio.timeout(SECONDS):
+                    while not await world.listening():  # noqa: ASYNC110 (Valkey tells nobody)
+                        await asyncio.sleep(0.005)
+                await world.commit(a_join(2))
+                await until(lambda: ear.joins == [2])
 
 
 # What each may hear

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from tests.conftest import NewDatabase, thrown_away
@@ -86,7 +87,7 @@ async def test_a_session_opens_and_ends_though_a_service_dies(fragile: Rig, tmp_
 
 @pytest.mark.parametrize("service", ["session_service", "attendance_service"])
 async def test_a_session_opens_though_nobody_asks_again(fragile: Rig, tmp_path: Path, service: str) -> None:
-    """The teacher's phone has gone; the roll opens all the same, because what was left unpublished is swept."""
+    """The teacher's phone has gone; the roll opens all the same, and session-service comes to know that it has."""
     url = fragile.gateways[0]
     lecture = await a_lecture(url)
     sound = fragile.processes[f"{service}-1"]
@@ -105,3 +106,11 @@ async def test_a_session_opens_though_nobody_asks_again(fragile: Rig, tmp_path: 
     async with calling(url, bearer(lecture.students[0], "student")) as student:
         joined = await until_done(student, "joinAttendanceSession", lecture.about)
         assert joined["ok"], joined
+    connection = await asyncpg.connect(fragile.database_urls["session_service"])
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            query = "SELECT roll_opened_at FROM sessions.sessions WHERE id = $1"
+            while await connection.fetchval(query, lecture.session_id) is None:
+                pass
+    finally:
+        await connection.close()

@@ -13,7 +13,7 @@ from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import ATTENDANCE_COMMANDS, Actor, JoinRoll, RollJoined, decode_commands
 from shared.worker import encode_answer
 
-JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2)
+JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2, roll_seq=2)
 
 
 def a_join(seconds: float = 0.2) -> JoinRoll:

@@ -177,6 +177,7 @@ def _join(unit: Unit, command: JoinRoll) -> RollJoined:
         status=record.joined_status,
         joined_at=rfc3339(record.joined_at),
         seq=record.joined_seq,
+        roll_seq=unit.rolls[command.session_id].seq,
     )
 
 

@@ -39,9 +39,9 @@ class Calls:
         """
         number = str(next(self._numbers))
         waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, number)))
         self._waiting[number] = waiting
-        addressed = replace(command, reply_to=ReplyTo(self._bus.answer_queue, number))
-        sending = asyncio.create_task(self._bus.send(command.queue, encode(addressed)))
+        sending = asyncio.create_task(self._bus.send(command.queue, addressed))
         sending.add_done_callback(_failing(waiting))
         try:
             async with asyncio.timeout((command.deadline - self._clock()).total_seconds()):

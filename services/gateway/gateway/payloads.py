@@ -169,7 +169,8 @@ def _refused(error: msgspec.ValidationError) -> Refused:
 
 def _date(text: str) -> str:
     try:
-        if text.isascii() and text.isdigit():
+        # From eleven digits on it is milliseconds; fewer are a day written too briefly.
+        if text.isascii() and text.isdigit() and len(text) > 10:
             return datetime.fromtimestamp(int(text) / 1000, UTC).date().isoformat()
         return datetime.fromisoformat(text).date().isoformat()
     except (ValueError, OverflowError, OSError):

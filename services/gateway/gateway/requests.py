@@ -7,6 +7,8 @@ from itertools import count
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from gateway.calls import Calls
 from gateway.payloads import CoursePayload, SessionPayload
 from shared.clock import Clock
@@ -133,9 +135,12 @@ class Requests:
         command = EndSession(session_id=session_id, **self._envelope(actor, command_id))
         return await self._calls.ask(command, RollRead)
 
-    async def join(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollJoined:
-        """Check the actor in."""
+    async def join(
+        self, actor: Actor, session_id: str, command_id: str | None = None, *, received_at: datetime | None = None
+    ) -> RollJoined:
+        """Check the actor in, as of `received_at`: when the join reached this gateway."""
         command = JoinRoll(session_id=session_id, **self._envelope(actor, command_id))
+        command = replace(command, received_at=received_at or command.received_at)
         try:
             return await self._calls.ask(command, RollJoined)
         except Refused as refusal:

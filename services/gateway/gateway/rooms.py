@@ -147,13 +147,15 @@ class Rooms:
         names = (room.everyone, room.staff) if member.kind == "staff" else (room.everyone,)
         if not all([self._manager.enter_here(member.sid, member.namespace, name) for name in names]):
             return
+        known = member.sid in room.members
         room.members[member.sid] = member
         self._by_socket.setdefault(member.sid, set()).add(room.session_id)
         if room.seq is None:
             # A student is still to hear what their own join made of the statistics.
             room.seq = seq - 1 if member.kind == "student" else seq
             self._advance(room)
-        elif seq > room.seq:
+        elif seq > room.seq and not known:
+            # Who listened before goes on hearing everything, also what they have just read.
             room.ahead[member.sid] = seq
 
     async def _in_turn(self, room: Room, member: Member, seq: int, more: Awaitable[None]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -57,8 +58,8 @@ class Socket:
                 del self.turns[session_id]
 
 
-Answered = Callable[[Socket, SessionCommandPayload], Awaitable[tuple[str, views.View]]]
-"""Does one command: returns the event that answers the caller, and its payload."""
+Answered = Callable[[Socket, SessionCommandPayload, datetime], Awaitable[tuple[str, views.View]]]
+"""Does one command that came at a time: returns the event that answers the caller, and its payload."""
 
 
 class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
@@ -114,10 +115,11 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             handler = self._events.get(event)
             if handler is None:
                 raise invalid("event", f"nobody knows the event {event[:64]}")
+            received_at = self._clock()
             payload = _payload(payloads)
             session_id = payload.session_id
             async with socket.turn(session_id):
-                name, view = await handler(socket, payload)
+                name, view = await handler(socket, payload, received_at)
                 answer = views.acknowledged(view, self._clock())
                 self._manager.emit_here(name, answer, sid, namespaces=(self.namespace,))
                 return answer
@@ -133,22 +135,22 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         self._manager.emit_here("attendanceError", heard, sid, namespaces=(self.namespace,))
         return {"ok": False, "error": error, "server_time": rfc3339(self._clock())}
 
-    async def _start(self, socket: Socket, payload: SessionCommandPayload) -> tuple[str, views.View]:
+    async def _start(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
         ask = self._requests.start(socket.actor, payload.session_id, payload.command_id)
         return "attendanceSessionStarted", views.started(await self._as_staff(socket, payload.session_id, ask))
 
-    async def _read(self, socket: Socket, payload: SessionCommandPayload) -> tuple[str, views.View]:
+    async def _read(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
         ask = self._requests.read_roll(socket.actor, payload.session_id, payload.command_id)
         return "attendanceSessionData", views.roll(await self._as_staff(socket, payload.session_id, ask))
 
-    async def _end(self, socket: Socket, payload: SessionCommandPayload) -> tuple[str, views.View]:
+    async def _end(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
         read = await self._requests.end(socket.actor, payload.session_id, payload.command_id)
         return "attendanceSessionEndedConfirm", views.ended_confirm(read)
 
-    async def _join(self, socket: Socket, payload: SessionCommandPayload) -> tuple[str, views.View]:
+    async def _join(self, socket: Socket, payload: SessionCommandPayload, received_at: datetime) -> tuple[str, views.View]:
         async with self._rooms.entering(payload.session_id) as room:
-            answer = await self._requests.join(socket.actor, payload.session_id, payload.command_id)
-            self._rooms.admit(room, _member(socket, "student"), answer.seq)
+            answer = await self._requests.join(socket.actor, payload.session_id, payload.command_id, received_at=received_at)
+            self._rooms.admit(room, _member(socket, "student"), answer.roll_seq)
         return "attendanceSessionJoined", views.joined(answer)
 
     async def _as_staff(self, socket: Socket, session_id: str, ask: Awaitable[RollRead]) -> RollRead:

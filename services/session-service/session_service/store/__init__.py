@@ -7,7 +7,6 @@ never wait for each other in a circle.
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_service.store.courses import Courses
@@ -16,8 +15,6 @@ from shared.database import transaction
 from shared.outbox import Outbox, OutboxRow
 
 __all__ = ["Reports", "Store", "Unit"]
-
-_REACHABLE = text("SELECT 1")
 
 
 class Unit:
