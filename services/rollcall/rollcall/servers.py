@@ -30,6 +30,9 @@ __all__ = ["Server", "ServerFailed", "start_postgres", "start_valkey"]
 PREDECESSOR_SECONDS = 5.0
 """How long a start waits for the last server on the same data, which may be going down because its parent was killed."""
 
+MEMORY_STILL_HELD = ("pre-existing shared memory", "Terminate any old server processes")
+"""What Postgres says then; the children it speaks of may push the first line out of the last ones with lines of their own."""
+
 THROW_AWAY = ("-c", "fsync=off", "-c", "full_page_writes=off")
 
 
@@ -71,7 +74,7 @@ def start_postgres(data: Path, *, durable: bool = True, port: int | None = None)
             return on_a_port(port, start)
         except ServerFailed as failed:
             # The children of a killed postmaster hold its memory until they notice.
-            if "pre-existing shared memory" not in str(failed) or time.monotonic() > deadline:
+            if not any(sign in str(failed) for sign in MEMORY_STILL_HELD) or time.monotonic() > deadline:
                 raise
             time.sleep(POLL_SECONDS)
 
