@@ -147,6 +147,11 @@ def test_who_has_no_name_is_called_by_their_id(name: object) -> None:
     assert Tokens(SECRET).check(a_token(name=name)).actor.name == "ann"
 
 
+def test_a_name_can_be_sent_on() -> None:
+    """Half a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    assert Tokens(SECRET).check(a_token(name="Ann \ud83d")).actor.name == "Ann ?"
+
+
 def test_a_name_is_one_that_postgres_can_keep() -> None:
     name = Tokens(SECRET).check(a_token(name="Änn\0 " + "x" * 5000)).actor.name
 

@@ -84,5 +84,6 @@ def _user(claims: dict[str, Any]) -> User:
     if role is None or role not in get_args(Role):
         raise Refused("unauthenticated", "The token names no role")
     name = claims.get("name")
-    name = name.replace("\0", "")[:_NAME_CHARACTERS] if isinstance(name, str) else ""
+    # Neither a NUL nor half a surrogate pair can be stored or sent.
+    name = name.replace("\0", "").encode(errors="replace").decode()[:_NAME_CHARACTERS] if isinstance(name, str) else ""
     return User(Actor(subject, name or subject, role), datetime.fromtimestamp(claims["exp"], UTC))

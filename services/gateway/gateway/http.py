@@ -13,11 +13,11 @@ from gateway.auth import Tokens
 from gateway.payloads import (
     MAX_BODY_BYTES,
     CoursePayload,
-    Line,
     invalid,
     read_body,
     read_cursor,
     read_id,
+    read_line,
     read_number,
     read_roster,
     read_session_body,
@@ -35,9 +35,9 @@ _MAX_PAGE: Final = 200
 
 
 def api(tokens: Tokens, requests: Requests, clock: Clock) -> web.Application:
-    """Make the application to mount under `PREFIX`."""
+    """Make the application to mount under `PREFIX`, in one that has `refusals` as middleware."""
     routes = _Api(tokens, requests, clock)
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[refusals])
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.add_routes(
         [
             web.put("/courses/{course_id}", routes.put_course),
@@ -116,7 +116,7 @@ class _Api:
         payload = read_session_body(await request.read())
         key = request.headers.get("Idempotency-Key")
         if key is not None:
-            key = _header(key, "Idempotency-Key")
+            key = read_line(key, "Idempotency-Key")
         fingerprint = hashlib.sha256(msgspec.json.encode(payload)).hexdigest()
         stored = await self._requests.create_session(actor, payload, idempotency_key=key, fingerprint=fingerprint)
         return _json(stored.session, 201)
@@ -165,13 +165,6 @@ def _session_id(request: web.Request) -> str:
 def _page(request: web.Request) -> tuple[int, str | None]:
     limit = read_number(request.query.get("limit"), "limit", default=_PAGE, most=_MAX_PAGE)
     return limit, read_cursor(request.query.get("cursor"))
-
-
-def _header(value: str, name: str) -> str:
-    try:
-        return str(msgspec.convert(value, Line))
-    except msgspec.ValidationError as error:
-        raise invalid(name, str(error)) from None
 
 
 def _json(body: Any, status: int = 200) -> web.Response:

@@ -142,6 +142,11 @@ def read_id(text: str, name: str) -> str:
     return _converted(text, Id, name)
 
 
+def read_line(text: str, name: str) -> str:
+    """Read a short text from a header."""
+    return _converted(text, Line, name)
+
+
 def read_cursor(text: str | None) -> str | None:
     """Read a cursor from a query; what it means is the service's affair."""
     return None if text is None else _converted(text, Line, "cursor")

@@ -62,7 +62,7 @@ def token(
     role: Annotated[RoleName, typer.Option(help="What the bearer is.")],
     sub: Annotated[str, typer.Option(help="The bearer's user id.")],
     name: Annotated[str, typer.Option(help="The bearer's name; the id when not given.")] = "",
-    hours: Annotated[float, typer.Option(help="How long it lasts.")] = 24,
+    hours: Annotated[float, typer.Option(help="How long it lasts.", min=0, max=24 * 366)] = 24,
 ) -> None:
     """Mint a token for trying out, with ROLLCALL_JWT_SECRET or else the key of the local `rollcall dev`."""
     typer.echo(demo.token_for(Actor(sub, name or sub, role.value), _settings(), utc_now(), timedelta(hours=hours)))
