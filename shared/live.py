@@ -224,4 +224,7 @@ async def _uncancelled(command: Coroutine[Any, Any, None]) -> None:
     Cancelled in the middle of a write, redis-py on Python 3.11 may swallow the cancellation (`asyncio.wait_for`), and whoever
     waits for this task to end would wait for ever.
     """
-    await asyncio.shield(asyncio.ensure_future(command))
+    running = asyncio.ensure_future(command)
+    # With its caller gone, nobody asks how it went.
+    running.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.shield(running)
