@@ -75,7 +75,10 @@ def launch(
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("start servers from the main thread: they end with the thread that started them")
-    with refusals_of_the_system(name), log.open("wb") as output:
+    with refusals_of_the_system(name):
+        log.write_bytes(b"")
+    # Appending: children of a killed predecessor may still write to the same file.
+    with refusals_of_the_system(name), log.open("ab") as output:
         process = subprocess.Popen(
             leashed(command, user, stop_signal),
             env=bare_environment() | dict(environment or {}),

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import aiohttp
 import socketio
 from rich.console import Console
 
@@ -59,16 +60,22 @@ async def end(url: str, token: str, session_id: str) -> int:
 class _Client:
     def __init__(self, url: str, token: str) -> None:
         self._url, self._token = url, token
-        self._client = socketio.AsyncClient(reconnection=True)
 
     async def __aenter__(self) -> socketio.AsyncClient:
-        await self._client.connect(
-            self._url, auth={"token": self._token}, namespaces=[NAMESPACE], transports=["websocket"], wait_timeout=_SECONDS
-        )
+        self._http = aiohttp.ClientSession()
+        self._client = socketio.AsyncClient(reconnection=True, http_session=self._http)
+        try:
+            await self._client.connect(
+                self._url, auth={"token": self._token}, namespaces=[NAMESPACE], transports=["websocket"], wait_timeout=_SECONDS
+            )
+        except BaseException:
+            await self._http.close()
+            raise
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.disconnect()
+        await self._http.close()
 
 
 async def _ask(client: socketio.AsyncClient, event: str, session_id: str) -> dict[str, Any]:
