@@ -11,21 +11,18 @@ from typing import Any, TypeVar
 import pytest
 import pytest_asyncio
 from alembic import command as alembic
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from msgspec import Raw, json
 from redis.asyncio import Redis
-from sqlalchemy import Connection, event, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.schema import CreateSchema, DropSchema
 
 from session_service import handlers, rules
 from session_service.__main__ import serve
 from session_service.batches import beginning
 from session_service.saga import LONGEST_SILENCE, SESSIONS_AT_ONCE, SILENCE, repeat_unreported
 from session_service.store import Store
-from session_service.tables import SCHEMA, metadata
+from session_service.tables import SCHEMA
 from shared.clock import rfc3339, utc_now
 from shared.database import open_engine
 from shared.errors import Refused, Unavailable
@@ -333,45 +330,6 @@ async def waiting_for_a_lock(engine: AsyncEngine) -> AsyncIterator[None]:
 
 
 # The schema
-
-
-async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(engine: AsyncEngine) -> None:
-    """Alembic finds no difference, nor do Postgres' catalogs, which know of checks and predicates too."""
-
-    def differences(connection: Connection) -> list[Any]:
-        context = MigrationContext.configure(
-            connection,
-            opts={
-                "version_table_schema": SCHEMA,
-                "include_schemas": True,
-                "compare_server_default": True,
-                "include_name": lambda name, kind, _: kind != "schema" or name == SCHEMA,
-            },
-        )
-        return list(compare_metadata(context, metadata))
-
-    async with engine.begin() as connection:
-        assert await connection.run_sync(differences) == []
-        migrated = await catalog(connection)
-        await connection.execute(DropSchema(SCHEMA, cascade=True))
-        await connection.execute(CreateSchema(SCHEMA))
-        await connection.run_sync(metadata.create_all)
-        assert await catalog(connection) == migrated
-
-
-async def catalog(connection: Any) -> list[tuple[Any, ...]]:
-    """All columns, indexes and constraints of the schema, but for Alembic's own table."""
-    described: list[tuple[Any, ...]] = []
-    for query in (
-        """SELECT table_name, column_name, udt_name, is_nullable, column_default, collation_name
-        FROM information_schema.columns WHERE table_schema = :schema""",
-        "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = :schema",
-        """SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text), pg_get_constraintdef(oid)
-        FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)""",
-    ):
-        rows = await connection.execute(text(query), {"schema": SCHEMA})
-        described += [tuple(row) for row in rows if "alembic_version" not in row[0]]
-    return sorted(described, key=repr)
 
 
 async def test_replicas_that_migrate_at_once_make_the_schema_once(database: str) -> None:

@@ -1,0 +1,63 @@
+"""Each service's migrations make exactly the tables that its code knows, on a real Postgres."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, MetaData, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import CreateSchema, DropSchema
+
+from attendance_service import tables as attendance
+from rollcall.migrations import migrate
+from session_service import tables as sessions
+from shared.database import open_engine
+
+
+@pytest.mark.parametrize("metadata", [sessions.metadata, attendance.metadata], ids=["sessions", "attendance"])
+async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(database: str, metadata: MetaData) -> None:
+    """Alembic finds no difference, nor do Postgres' catalogs, which know of checks and predicates too."""
+    schema = str(metadata.schema)
+    await asyncio.to_thread(migrate, database)
+
+    def differences(connection: Connection) -> list[Any]:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table_schema": schema,
+                "include_schemas": True,
+                "compare_server_default": True,
+                "include_name": lambda name, kind, _: kind != "schema" or name == schema,
+            },
+        )
+        return list(compare_metadata(context, metadata))
+
+    engine = open_engine(database, application="test")
+    try:
+        async with engine.begin() as connection:
+            assert await connection.run_sync(differences) == []
+            migrated = await catalog(connection, schema)
+            assert migrated
+            await connection.execute(DropSchema(schema, cascade=True))
+            await connection.execute(CreateSchema(schema))
+            await connection.run_sync(metadata.create_all)
+            assert await catalog(connection, schema) == migrated
+    finally:
+        await engine.dispose()
+
+
+async def catalog(connection: AsyncConnection, schema: str) -> list[tuple[Any, ...]]:
+    """All columns, indexes and constraints of the schema, but for Alembic's own table."""
+    described: list[tuple[Any, ...]] = []
+    for query in (
+        """SELECT table_name, column_name, udt_name, is_nullable, column_default, collation_name
+        FROM information_schema.columns WHERE table_schema = :schema""",
+        "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = :schema",
+        """SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text), pg_get_constraintdef(oid)
+        FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)""",
+    ):
+        rows = await connection.execute(text(query), {"schema": schema})
+        described += [tuple(row) for row in rows if "alembic_version" not in row[0]]
+    return sorted(described, key=repr)
