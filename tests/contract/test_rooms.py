@@ -666,17 +666,19 @@ async def test_a_room_that_is_entered_while_the_listener_connects_is_listened_to
         world = World(redis, redis_url)
         subscribe = PubSub.subscribe
         connecting = asyncio.Event()
+        entered = asyncio.Event()
 
         async def slowly(pubsub: PubSub, *channels: str) -> None:
             await subscribe(pubsub, *channels)
             if not connecting.is_set():
                 connecting.set()
-                await asyncio.sleep(0.05)
+                await entered.wait()
 
         with patch.object(PubSub, "subscribe", slowly):
             async with guarded(world.rooms.listener.run):
                 await connecting.wait()
                 ear, _ = await world.a_listener()
+                entered.set()
                 async with asyncio.timeout(SECONDS):
                     while not await world.listening():  # noqa: ASYNC110 (Valkey tells nobody)
                         await asyncio.sleep(0.005)
