@@ -1,4 +1,4 @@
-"""The bus on RabbitMQ. The only file that imports aio_pika; what exists on the broker is listed in `topology.py`.
+"""The bus on RabbitMQ. Only this file and `parking.py` import aio_pika; what exists on the broker is listed in `topology.py`.
 
 Two connections, because a broker short of memory stops reading from whoever publishes: one sends, one consumes. Both
 come back by themselves (`link.py`), with the topology declared anew each time. aio_pika makes connections and channels;
@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -23,23 +24,27 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 from pamqp.common import FieldValue
+from prometheus_client import Gauge
 from yarl import URL
 
 from shared import topology
 from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery, OutgoingEvent
-from shared.coalescer import Coalescer, grouped
+from shared.clock import utc_now
+from shared.coalescer import Coalescer, grouped, refused
 from shared.errors import StartupFailed, Unavailable
 from shared.link import CONNECT_TIMEOUT_SECONDS, Link, Lose
 from shared.messages import ReplyTo
 
 log = structlog.get_logger()
 
-_SETTING: Final = "ROLLCALL_AMQP_URL"
+SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
 _PREFETCH = 32
 _HEARTBEAT_SECONDS = 10
 _REASON_CHARACTERS = 1000
 _PERSISTENT, _TRANSIENT = 2, 1
+
+PARKED: Final = Gauge("rollcall_parked_messages", "Messages that no service could handle (see `rollcall parking`)")
 
 EVENT_ID_HEADER: Final = "x-rollcall-event-id"
 QUEUE_HEADER: Final = "x-rollcall-queue"
@@ -53,15 +58,35 @@ async def open_amqp(url: str) -> AsyncIterator["AmqpBus"]:
     Raises StartupFailed, without the password, when it cannot be reached within about `CONNECT_TIMEOUT_SECONDS` or has
     a queue with other arguments than ours. Later losses are mended in the background, for ever.
     """
-    # Both libraries log every lost connection several times, with tracebacks; `link` says it once.
-    for name in ("aiormq", "aio_pika"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet()
     bus = AmqpBus(url)
     try:
         await bus.open()
         yield bus
     finally:
         await bus.close()
+
+
+def quiet() -> None:
+    """Silence both libraries: they log every lost connection several times, with tracebacks; `link` says it once."""
+    for name in ("aiormq", "aio_pika"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def reaching(url: URL | str) -> Iterator[URL]:
+    """Turn what connecting to this address raises into a StartupFailed of one line, without the password."""
+    address = make_url(url)
+    where = f"{SETTING}: cannot reach {address.scheme}://{address.host}:{address.port}/{address.path.lstrip('/')}"
+    try:
+        yield address
+    except InvalidFrameError as error:
+        # The refusal of a virtual host reaches us as this, without the broker's words.
+        raise StartupFailed(f"{where}: there is no such virtual host, or this user may not use it") from error
+    except TimeoutError as error:
+        raise StartupFailed(f"{where}: no answer within {CONNECT_TIMEOUT_SECONDS:g} s") from error
+    except CONNECTION_EXCEPTIONS as error:
+        raise StartupFailed(f"{where}: {reason(error)}") from error
 
 
 class AmqpBus:
@@ -78,21 +103,9 @@ class AmqpBus:
 
     async def open(self) -> None:
         """Connect for the first time; see `open_amqp`."""
-        where = f"{self._url.scheme}://{self._url.host}:{self._url.port}/{self._url.path.lstrip('/')}"
-        try:
+        with reaching(self._url):
             await self._outgoing.open()
             await self._incoming.open()
-        except StartupFailed:
-            raise
-        except InvalidFrameError as error:
-            # The refusal of a virtual host reaches us as this, without the broker's words.
-            reason = "there is no such virtual host, or this user may not use it"
-            raise StartupFailed(f"{_SETTING}: cannot reach {where}: {reason}") from error
-        except TimeoutError as error:
-            reason = f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s"
-            raise StartupFailed(f"{_SETTING}: cannot reach {where}: {reason}") from error
-        except CONNECTION_EXCEPTIONS as error:
-            raise StartupFailed(f"{_SETTING}: cannot reach {where}: {_reason(error)}") from error
 
     @property
     def connected(self) -> bool:
@@ -101,10 +114,16 @@ class AmqpBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command in the next message to its queue; raise Unavailable when that is not confirmed in time."""
+        await self.send_soon(queue, command)
+
+    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
+        """Begin to send one command in the next message to its queue."""
+        if self._closed:
+            return refused()
         coalescer = self._coalescers.get(queue)
         if coalescer is None:
             coalescer = self._coalescers[queue] = Coalescer(lambda body: self._send_message(queue, body))
-        await coalescer.send(command)
+        return coalescer.send_soon(command)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         key = topology.COMMAND_KEYS.get(queue)
@@ -218,7 +237,7 @@ class _Line:
         self._channels.append(channel)
         await channel.initialize()
         # Called when the connection goes, too.
-        channel.close_callbacks.add(lambda _, error: lose(_reason(error)))
+        channel.close_callbacks.add(lambda _, error: lose(reason(error)))
         return await channel.get_underlay_channel()
 
     async def _probe(self) -> None:
@@ -272,7 +291,7 @@ class _Outgoing(_Line):
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
         except CONNECTION_EXCEPTIONS as error:
-            raise Unavailable(f"the broker did not confirm: {_reason(error)}") from error
+            raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
 
     async def post(self, queue: str, body: bytes) -> None:
         """Write a message for a queue, waiting for nothing but room to write; raise Unavailable when there is none."""
@@ -287,10 +306,16 @@ class _Outgoing(_Line):
         except TimeoutError as error:
             raise Unavailable(f"the broker took nothing for {SEND_TIMEOUT_SECONDS:g} s") from error
         except CONNECTION_EXCEPTIONS as error:
-            raise Unavailable(_reason(error)) from error
+            raise Unavailable(reason(error)) from error
 
 
 class _Consumer(Protocol):
+    queue: str
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
+
     async def start(self, channel: RawChannel) -> None:
         """Consume on this channel, which is its own."""
 
@@ -304,6 +329,7 @@ class _Incoming(_Line):
     def __init__(self, url: URL) -> None:
         super().__init__(url, "consuming")
         self._consumers: list[_Consumer] = []
+        self._passed_over: set[str] = set()
         self._starting: set[asyncio.Task[None]] = set()
 
     def add(self, consumer: _Consumer) -> None:
@@ -325,8 +351,26 @@ class _Incoming(_Line):
             await self._start(consumer)
 
     def _torn_down(self) -> None:
+        self._passed_over.clear()
         for consumer in self._consumers:
             consumer.stop()
+
+    async def _probe(self) -> None:
+        """See, besides, that consumers get what waits: one may die without a word, and its queue would only grow.
+
+        Between two probes a message may be on its way, so twice in a row is what counts.
+        """
+        await super()._probe()
+        assert self._control is not None
+        with _own_cancellations():
+            PARKED.set((await self._control.queue_declare(topology.PARKING, passive=True)).message_count or 0)
+            passed_over: set[str] = set()
+            for consumer in self._consumers:
+                if consumer.idle and (await self._control.queue_declare(consumer.queue, passive=True)).message_count:
+                    passed_over.add(consumer.queue)
+        silent, self._passed_over = passed_over & self._passed_over, passed_over
+        if silent:
+            raise ConnectionError(f"messages wait, and none comes: {', '.join(sorted(silent))}")
 
     async def _start_now(self, consumer: _Consumer) -> None:
         lose = self.lose
@@ -335,7 +379,7 @@ class _Incoming(_Line):
                 with _own_cancellations():
                     await self._start(consumer)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            lose(f"cannot consume: {_reason(error)}")
+            lose(f"cannot consume: {reason(error)}")
 
     async def _start(self, consumer: _Consumer) -> None:
         lose = self.lose
@@ -350,8 +394,14 @@ class _Answers:
 
     def __init__(self, on_answers: Callable[[bytes], None]) -> None:
         self._on_answers = on_answers
+        self._heard = False
         self.queue = ""
         self.consuming = asyncio.Event()
+
+    @property
+    def idle(self) -> bool:
+        heard, self._heard = self._heard, False
+        return self.consuming.is_set() and not heard
 
     async def start(self, channel: RawChannel) -> None:
         queue = f"rollcall.answers.{uuid4().hex}"
@@ -364,6 +414,7 @@ class _Answers:
         self.consuming.clear()
 
     async def _receive(self, message: DeliveredMessage) -> None:
+        self._heard = True
         try:
             self._on_answers(message.body)
         except Exception:
@@ -378,6 +429,14 @@ class AmqpInbox:
         self.outgoing = outgoing
         self._arrived: deque[AmqpDelivery] = deque()
         self._arrival = asyncio.Event()
+        self._heard = False
+        self._unfinished = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
+        heard, self._heard = self._heard, False
+        return not heard and not self._unfinished
 
     async def take(self, limit: int) -> list[Delivery]:
         """Wait for a message, then hand over what is there; what a lost connection had brought is not."""
@@ -389,7 +448,8 @@ class AmqpInbox:
     async def park(self, body: bytes, reason: str) -> None:
         """Park a message; raise Unavailable when the broker does not confirm that it has it."""
         headers = {QUEUE_HEADER: self.queue, REASON_HEADER: reason[:_REASON_CHARACTERS]}
-        await self.outgoing.publish(topology.DEAD, self.queue, body, _properties(headers=headers), mandatory=True)
+        properties = _properties(headers=headers, timestamp=utc_now())
+        await self.outgoing.publish(topology.DEAD, self.queue, body, properties, mandatory=True)
 
     def arrive(self, delivery: "AmqpDelivery") -> None:
         """Put a delivery behind those that wait to be taken."""
@@ -401,6 +461,8 @@ class AmqpInbox:
         """Begin to consume."""
 
         async def receive(message: DeliveredMessage) -> None:
+            self._heard = True
+            self._unfinished += 1
             self.arrive(AmqpDelivery(message, self))
 
         await channel.basic_qos(prefetch_count=_PREFETCH)
@@ -409,6 +471,11 @@ class AmqpInbox:
     def stop(self) -> None:
         """Forget what was not taken: the broker delivers it again."""
         self._arrived.clear()
+        self._unfinished = 0
+
+    def finished(self) -> None:
+        """Count a delivery of the present connection as acknowledged."""
+        self._unfinished -= 1
 
 
 class AmqpDelivery:
@@ -443,7 +510,9 @@ class AmqpDelivery:
                 with _own_cancellations():
                     await self._message.channel.basic_ack(tag, wait=False)
         except CONNECTION_EXCEPTIONS as error:
-            log.debug("bus.ack_lost", queue=self._inbox.queue, reason=_reason(error))
+            log.debug("bus.ack_lost", queue=self._inbox.queue, reason=reason(error))
+        if self.alive:
+            self._inbox.finished()
 
     async def retry(self) -> None:
         """Move the message to the queue's waiting room, and only then acknowledge it.
@@ -481,7 +550,7 @@ async def _declare(channel: RawChannel) -> None:
             for source, key in queue.bindings:
                 await channel.queue_bind(queue.name, source, key)
     except (ChannelPreconditionFailed, ChannelAccessRefused) as error:
-        raise StartupFailed(f"{_SETTING}: {name} cannot be had: {_reason(error)}") from error
+        raise StartupFailed(f"{SETTING}: {name} cannot be had: {reason(error)}") from error
 
 
 def _properties(
@@ -491,11 +560,13 @@ def _properties(
     headers: Mapping[str, FieldValue] | None = None,
     reply_to: ReplyTo | None = None,
     delivery_mode: int = _PERSISTENT,
+    timestamp: datetime | None = None,
 ) -> Basic.Properties:
     """Describe a message. aiormq adds a fresh message_id, and knows returned messages by it: leave that alone."""
     return Basic.Properties(
         content_type=content_type,
         delivery_mode=delivery_mode,
+        timestamp=timestamp,
         headers=dict(headers) if headers else None,
         message_type=kind,
         reply_to=reply_to.queue if reply_to else None,
@@ -519,7 +590,7 @@ def _own_cancellations() -> Iterator[None]:
         raise ConnectionError("the connection was lost") from error
 
 
-def _reason(error: BaseException | None) -> str:
+def reason(error: BaseException | None) -> str:
     """Say in a line what a library's error says in its own way."""
     if error is None:
         return "closed"

@@ -4,6 +4,7 @@ A bus moves bytes and knows no message. Two implementations, `amqp.AmqpBus` (Rab
 process), pass the same suite in tests/contract/test_bus.py.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,6 +70,9 @@ class Bus(Protocol):
         of up to `COMMANDS_PER_MESSAGE`, or about 1 MiB, in order. Raises Unavailable after `SEND_TIMEOUT_SECONDS` (at once
         where the queue is missing); the command may have arrived all the same. Safe to cancel: it may still be sent.
         """
+
+    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
+        """Begin to do what `send` does, without a task; what is returned ends as `send` would. Raises nothing itself."""
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:
         """Begin to receive answers and return the queue name for `ReplyTo.queue`; called once.

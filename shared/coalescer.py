@@ -63,9 +63,13 @@ class Coalescer:
 
     async def send(self, command: bytes) -> None:
         """Send one command; return when its message is safe. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
-        if self._closed:
-            raise Unavailable("the bus is closed")
+        await self.send_soon(command)
+
+    def send_soon(self, command: bytes) -> asyncio.Future[None]:
+        """Begin to send one command; what is returned ends as `send` would."""
         loop = asyncio.get_running_loop()
+        if self._closed:
+            return refused()
         pending = _Pending(command, loop.create_future(), loop.time() + SEND_TIMEOUT_SECONDS)
         self._waiting.append(pending)
         if self._flight is None:
@@ -73,7 +77,7 @@ class Coalescer:
         # One timer for all senders: a timeout context for each costs more than the rest of this method.
         if self._expiry is None:
             self._expiry = loop.call_at(pending.deadline, self._expire)
-        await pending.sent
+        return pending.sent
 
     async def close(self) -> None:
         """Give up what is unconfirmed; its senders get Unavailable."""
@@ -97,7 +101,7 @@ class Coalescer:
             self._flight = None
 
     def _board(self) -> list[_Pending]:
-        """Take what goes in the next message; who has given up, or was told Unavailable, is left out."""
+        """Take what goes in the next message; a `send` that was cancelled, or was told Unavailable, is left out."""
         boarded: list[_Pending] = []
         size = 0
         while self._waiting and len(boarded) < COMMANDS_PER_MESSAGE:
@@ -132,6 +136,13 @@ class Coalescer:
         following = next((pending for pending in chain(self._flying, self._waiting) if pending.deadline > now), None)
         if following is not None:
             self._expiry = loop.call_at(following.deadline, self._expire)
+
+
+def refused() -> asyncio.Future[None]:
+    """Say that a closed bus sends nothing."""
+    sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    sent.set_exception(Unavailable("the bus is closed"))
+    return sent
 
 
 def _settle(batch: Sequence[_Pending], failure: str | None) -> None:

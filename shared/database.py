@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 from sqlalchemy import text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -14,7 +16,8 @@ from shared.errors import StartupFailed, Unavailable
 
 POOL_SIZE = 8
 CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 30
+# A silent connection (half-open, or its server frozen) costs whoever waits on it this long.
+STATEMENT_SECONDS = 10
 # A frozen replica must free its rolls: waiters give up after 1 s, the server ends its transaction after 5 s.
 _SERVER_SETTINGS = {
     "lock_timeout": "1s",
@@ -30,38 +33,63 @@ _PASSING = ("08", "40", "53", "55P03", "57")
 
 
 def open_engine(url: str, *, application: str) -> AsyncEngine:
-    """Make an engine for a `postgresql://` URL; connects on first use."""
-    return create_async_engine(
+    """Make an engine for a `postgresql://` URL; connects on first use.
+
+    One connection that stays silent for `STATEMENT_SECONDS` condemns those in the pool with it: they lead the same way, and
+    would each cost somebody as long. Last in, first out, because clearing away a silent one takes another 2 s.
+    """
+    engine = create_async_engine(
         url.replace("postgresql://", "postgresql+asyncpg://", 1),
         pool_size=POOL_SIZE,
         max_overflow=0,
+        # Its errors quote what was to be written, otherwise: names, remarks.
+        hide_parameters=True,
         pool_timeout=CONNECT_SECONDS,
+        pool_use_lifo=True,
         connect_args={
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {**_SERVER_SETTINGS, "application_name": application},
         },
     )
+    listen(engine.sync_engine, "handle_error", _condemn_silent)
+    return engine
+
+
+def _condemn_silent(context: ExceptionContext) -> None:
+    # asyncpg gives up on a statement with this; SQLAlchemy by itself would keep the connection, and all others.
+    if isinstance(context.original_exception, TimeoutError):
+        context.is_disconnect = True
 
 
 @asynccontextmanager
-async def open_database(url: str, *, schema: str) -> AsyncIterator[AsyncEngine]:
-    """Open the database and check that `schema` is migrated; raise StartupFailed with one line when it is not there."""
+async def open_database(url: str, *, schema: str, newest: str) -> AsyncIterator[AsyncEngine]:
+    """Open the database and check that `schema` is migrated; raise StartupFailed with one line when it is not.
+
+    `newest` is the table or type of it that this code needs and that was made last.
+    """
     engine = open_engine(url, application=f"rollcall {schema}")
     parts = urlsplit(url)
     where = f"{parts.hostname}:{parts.port or 5432}{parts.path}"
     try:
         try:
             async with engine.connect() as connection:
-                migrated = await connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{schema}.outbox"})
+                there, migrated = await _has(connection, f"{schema}.outbox"), await _has(connection, f"{schema}.{newest}")
         # TypeError and ValueError: an option in the URL that the driver does not know.
         except (SQLAlchemyError, OSError, TimeoutError, TypeError, ValueError) as error:
             raise StartupFailed(f"ROLLCALL_DATABASE_URL: cannot open {where}: {reason(error)}") from error
-        if migrated is None:
+        if not there:
             raise StartupFailed(f"ROLLCALL_DATABASE_URL: {where} has no schema {schema}; run `rollcall migrate`")
+        if not migrated:
+            raise StartupFailed(f"ROLLCALL_DATABASE_URL: {where} has an older schema {schema}; run `rollcall migrate`")
         yield engine
     finally:
         await engine.dispose()
+
+
+async def _has(connection: AsyncConnection, name: str) -> bool:
+    """Say whether there is a type of that name; every table is one, too."""
+    return await connection.scalar(text("SELECT to_regtype(:name) IS NOT NULL"), {"name": name}) is True
 
 
 def reason(error: Exception) -> str:
@@ -81,7 +109,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         raise Unavailable(f"Postgres: {error or type(error).__name__}") from error
     except DBAPIError as error:
         if _passing(error):
-            raise Unavailable(f"Postgres: {error.orig}") from error
+            raise Unavailable(f"Postgres: {reason(error)}") from error
         raise
 
 

@@ -48,7 +48,8 @@ NO_ROLL: Final = "no_roll"
 class Refused(Exception):
     """An expected refusal of a caller's request: a code of the contract, never a surprise, never a traceback.
 
-    `details` is for `invalid`: one `{"field", "message"}` (or `{"line", "message"}`) for each fault found.
+    `details` has one `{"field", "message"}` (or `{"line", "message"}`) for each fault found; a `conflict` shows there what it
+    met. `retry_after_ms` is for `rate_limited`: how long to wait before the same request will be taken.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Refused(Exception):
         *,
         retryable: bool | None = None,
         details: Sequence[Mapping[str, Any]] = (),
+        retry_after_ms: int | None = None,
     ) -> None:
         kind = CODES.get(code)
         self.code = code
         self.message = message or (kind.message if kind else code)
         self.retryable = retryable if retryable is not None else bool(kind and kind.retryable)
         self.details = tuple(details)
+        self.retry_after_ms = retry_after_ms
         super().__init__(f"{code}: {self.message}")
 
 

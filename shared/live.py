@@ -5,10 +5,11 @@ Live delivery is at most once; every event carries its numbers, so that a listen
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -19,13 +20,24 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared.errors import StartupFailed, Unavailable
-from shared.outbox import OutboxRow
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 2.0
 DEAF_SECONDS = 6.0
+CONFIRM_SECONDS = 0.25
+"""How long whoever wants to hear a channel waits for it: a join must be answered in time though Redis says nothing."""
 _RECONNECT_SECONDS = 0.5
+
+AWAY: Final = (RedisError, OSError, RuntimeError)
+"""What redis-py raises where Redis is away; for right around what Redis is asked, since programming errors raise it as well.
+
+RuntimeError is uvloop's word for writing to a connection that was cut and has not been read from since.
+"""
+
+_OF_A_WRITER: Final = ("writelines", "drain")
+"""What redis-py misses on its writer when whoever reads has found a connection cut between two steps of a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,34 @@ class Names:
     def roll_head(self, session_id: str) -> str:
         """The roll's newest number: a hash with `seq`."""
         return f"{self.prefix}:roll:{{{session_id}}}:head"
+
+    def presence(self, session_id: str) -> str:
+        """Who is connected: a hash of "student socket" to the gateway that hosts it."""
+        return f"{self.prefix}:presence:{{{session_id}}}"
+
+    def departures(self, session_id: str) -> str:
+        """Who has left lately: a hash of student to the stamp of their departure, which names the gateway that saw it."""
+        return f"{self.prefix}:presence:{{{session_id}}}:left"
+
+    def presence_channel(self, session_id: str) -> str:
+        """Where gateways tell each other who has left."""
+        return f"{self.prefix}:live:presence:{{{session_id}}}"
+
+    def gateway(self, gateway_id: str) -> str:
+        """Lives as long as this gateway does."""
+        return f"{self.prefix}:gateway:{{{gateway_id}}}"
+
+    def gateways(self) -> str:
+        """A hash of every gateway's id."""
+        return f"{self.prefix}:{{gateways}}"
+
+    def rate(self, user_id: str) -> str:
+        """How much a user has asked lately: a hash with `level` and `at`."""
+        return f"{self.prefix}:rate:{{{user_id}}}"
+
+    def cuts_channel(self) -> str:
+        """Where gateways tell each other whose sockets are to go."""
+        return f"{self.prefix}:cuts"
 
     def heartbeat_channel(self, listener: str) -> str:
         """Where a listener hears itself, so that it notices a connection that has gone deaf."""
@@ -78,7 +118,7 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
             await redis.ping()
         except TypeError as error:
             raise StartupFailed(f"ROLLCALL_REDIS_URL: an option is wrong: {error}") from error
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             raise StartupFailed(f"ROLLCALL_REDIS_URL: cannot reach {where}: {error}") from error
         yield redis
     finally:
@@ -90,56 +130,67 @@ async def publish_live(redis: Redis, messages: Iterable[tuple[str, bytes]]) -> N
     pipeline = redis.pipeline(transaction=False)
     for channel, body in messages:
         pipeline.publish(channel, body)
-    try:
+    with _asking():
         await pipeline.execute()
-    except (RedisError, OSError) as error:
-        raise Unavailable(f"Redis: {error}") from error
 
 
-async def broadcast(redis: Redis, rows: Sequence[OutboxRow]) -> None:
-    """Publish events on their live channels; raise Unavailable when Redis is away."""
-    await publish_live(redis, ((channel, row.event.body) for row in rows for channel in row.channels))
+Hear = Callable[[bytes], None]
+"""Gets the messages of a channel in order, and must not block."""
+
+
+Ready = Callable[[], None]
+"""Is told that from now on a channel is heard, and that nobody knows what was said on it before; must not block."""
+
+
+@dataclass(slots=True)
+class _Subscription:
+    hear: Hear
+    ready: Ready
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Listener:
     """One subscription connection for all the channels a process listens to; reconnects and resubscribes by itself."""
 
-    def __init__(
-        self,
-        redis: Redis,
-        heartbeat_channel: str,
-        on_message: Callable[[str, bytes], None],
-        on_reconnected: Callable[[], Awaitable[None]],
-    ) -> None:
-        """`on_message` gets (channel, body) in order and must not block; `on_reconnected` follows every resubscription."""
+    def __init__(self, redis: Redis, heartbeat_channel: str) -> None:
         self._redis = redis
         self._heartbeat_channel = heartbeat_channel
-        self._on_message = on_message
-        self._on_reconnected = on_reconnected
+        self._after_reconnecting: list[Callable[[], Awaitable[None]]] = []
         self._pubsub: PubSub | None = None
-        self._channels: dict[str, asyncio.Event] = {heartbeat_channel: asyncio.Event()}
+        self._channels = {heartbeat_channel: _Subscription(lambda _: None, lambda: None)}
         self._heard_at = time.monotonic()
+        self._connected_before = False
 
     @property
     def channels(self) -> frozenset[str]:
         """What is subscribed to, or about to be."""
         return frozenset(self._channels) - {self._heartbeat_channel}
 
-    async def subscribe(self, channel: str) -> None:
-        """Return once Redis has confirmed; repeats are free.
+    def hears(self, channel: str) -> bool:
+        """Whether Redis has confirmed on the present connection that a channel is subscribed to."""
+        subscription = self._channels.get(channel)
+        return subscription is not None and self._pubsub is not None and subscription.confirmed.is_set()
 
-        Raises Unavailable at once without a connection, or when Redis is silent for 2 s: the channel is subscribed to then
-        as soon as Redis is back.
+    def after_reconnecting(self, catch_up: Callable[[], Awaitable[None]]) -> None:
+        """Have this awaited whenever there is a connection again. What was said on a channel meanwhile, `subscribe` tells."""
+        self._after_reconnecting.append(catch_up)
+
+    async def subscribe(self, channel: str, hear: Hear, ready: Ready = lambda: None) -> None:
+        """Return once Redis has confirmed; repeats are free, and the first to ask is the one who hears.
+
+        Raises Unavailable at once without a connection, or when Redis is silent for `CONFIRM_SECONDS`: the channel is
+        subscribed to then as soon as Redis is back. `ready` is called with every confirmation, so again after each
+        reconnection.
         """
-        ready = self._channels.get(channel)
-        if ready is None:
-            ready = self._channels[channel] = asyncio.Event()
+        wanted = self._channels.get(channel)
+        if wanted is None:
+            wanted = self._channels[channel] = _Subscription(hear, ready)
             await self._tell(channel, subscribe=True)
         if self._pubsub is None:
             raise Unavailable("Redis: no connection")
         try:
-            async with asyncio.timeout(2):
-                await ready.wait()
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                await wanted.confirmed.wait()
         except TimeoutError:
             raise Unavailable("Redis: a subscription was not confirmed") from None
 
@@ -152,29 +203,31 @@ class Listener:
         if self._pubsub is None:
             return  # the next connection subscribes to what is wanted then
         try:
-            await (self._pubsub.subscribe if subscribe else self._pubsub.unsubscribe)(channel)
-        except (RedisError, OSError) as error:
+            with _asking():
+                await uncancelled(_awaited(self._pubsub.subscribe if subscribe else self._pubsub.unsubscribe, channel))
+        except Unavailable as error:
             log.warning("live.subscription_failed", reason=str(error))
 
     async def run(self) -> None:
-        """Listen for ever; whoever starts this guards it."""
-        connections = 0
+        """Listen for ever; whoever starts this guards it, for a catching up that fails ends it with what was wrong."""
         while True:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     pubsub = self._redis.pubsub()
                     subscribed = set(self._channels)
-                    await _uncancelled(pubsub.subscribe(*subscribed))
+                    with _asking():
+                        await uncancelled(pubsub.subscribe(*subscribed))
                     self._pubsub = pubsub
                     # Whoever wanted a channel while that was on its way could not ask for it themselves.
                     if late := self._channels.keys() - subscribed:
-                        await _uncancelled(pubsub.subscribe(*late))
+                        with _asking():
+                            await uncancelled(pubsub.subscribe(*late))
                     self._heard_at = time.monotonic()
                     tasks.create_task(self._read(pubsub))
                     tasks.create_task(self._beat())
-                    if connections:
-                        tasks.create_task(self._resubscribed())
-                    connections += 1
+                    if self._connected_before:
+                        tasks.create_task(self._catch_up())
+                    self._connected_before = True
             except* (RedisError, OSError, Unavailable) as errors:
                 log.warning("live.connection_lost", reason=str(errors.exceptions[0]))
             finally:
@@ -183,42 +236,65 @@ class Listener:
 
     async def _forget(self) -> None:
         pubsub, self._pubsub = self._pubsub, None
-        for channel in self._channels:
-            self._channels[channel] = asyncio.Event()
+        for subscription in self._channels.values():
+            subscription.confirmed.clear()
         if pubsub is not None:
             try:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
-            except (RedisError, OSError):
+            except AWAY:
                 log.debug("live.close_failed")
 
-    async def _resubscribed(self) -> None:
-        await asyncio.gather(*(ready.wait() for ready in self._channels.values()))
-        await self._on_reconnected()
+    async def _catch_up(self) -> None:
+        await asyncio.gather(*(catch_up() for catch_up in self._after_reconnecting))
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:
-            message = await pubsub.get_message(timeout=HEARTBEAT_SECONDS)
+            with _asking():
+                message = await pubsub.get_message(timeout=HEARTBEAT_SECONDS)
             if time.monotonic() - self._heard_at > DEAF_SECONDS:
                 raise Unavailable("Redis: the subscription has gone deaf")
             if message is None:
                 continue
-            channel = message["channel"].decode()
-            if message["type"] == "subscribe":
-                ready = self._channels.get(channel)
-                if ready is not None:
-                    ready.set()
+            subscription = self._channels.get(message["channel"].decode())
+            if subscription is not None and message["type"] == "subscribe":
+                subscription.confirmed.set()
+                _guarded(subscription.ready)
             elif message["type"] == "message":
                 self._heard_at = time.monotonic()
-                if channel != self._heartbeat_channel:
-                    self._on_message(channel, message["data"])
+                if subscription is not None:
+                    _guarded(partial(subscription.hear, message["data"]))
 
     async def _beat(self) -> None:
         while True:
-            await _uncancelled(publish_live(self._redis, [(self._heartbeat_channel, b"")]))
+            await uncancelled(publish_live(self._redis, [(self._heartbeat_channel, b"")]))
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-async def _uncancelled(command: Coroutine[Any, Any, None]) -> None:
+async def _awaited(ask: Callable[[str], Awaitable[None]], channel: str) -> None:
+    await ask(channel)
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    try:
+        yield
+    except AWAY as error:
+        raise Unavailable(f"Redis: {error}") from error
+    except AttributeError as error:
+        if error.name not in _OF_A_WRITER:
+            raise
+        raise Unavailable("Redis: the connection was cut") from error
+
+
+def _guarded(tell: Callable[[], None]) -> None:
+    try:
+        tell()
+    except Exception:
+        # One message that cannot be understood must not cost the connection that everybody listens by.
+        log.exception("live.message_failed")
+
+
+async def uncancelled(command: Coroutine[Any, Any, T]) -> T:
     """Let a Redis command finish whatever becomes of its caller.
 
     Cancelled in the middle of a write, redis-py on Python 3.11 may swallow the cancellation (`asyncio.wait_for`), and whoever
@@ -227,4 +303,4 @@ async def _uncancelled(command: Coroutine[Any, Any, None]) -> None:
     running = asyncio.ensure_future(command)
     # With its caller gone, nobody asks how it went.
     running.add_done_callback(lambda done: done.cancelled() or done.exception())
-    await asyncio.shield(running)
+    return await asyncio.shield(running)

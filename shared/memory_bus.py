@@ -15,7 +15,7 @@ import structlog
 
 from shared import topology
 from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery, OutgoingEvent
-from shared.coalescer import Coalescer, grouped
+from shared.coalescer import Coalescer, grouped, refused
 from shared.errors import Unavailable
 from shared.messages import ReplyTo
 
@@ -44,6 +44,8 @@ class MemoryBus:
 
     - A message is confirmed when it has been acknowledged. Sent back by `retry`, it is not: whoever waits gets
       Unavailable at once, and the message comes again all the same. Nobody waits longer than `SEND_TIMEOUT_SECONDS`.
+    - A command that a handler has had in hand for half that time is confirmed though it is not done: a roster may take
+      longer, and those behind it are not to wait. It is still answered only when it is done.
     - An event published again while its first copy is still waiting joins that copy, so that an outbox that is swept
       time and again does not multiply it.
     - Services may publish to each other from inside their handlers. A handler that waits in `publish` for an event that
@@ -65,17 +67,28 @@ class MemoryBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command; return when it has been handled, else raise Unavailable in time."""
+        await self.send_soon(queue, command)
+
+    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
+        """Begin to send one command."""
         if self._closed:
-            raise Unavailable("the bus is closed")
+            return refused()
         coalescer = self._coalescers.get(queue)
         if coalescer is None:
             coalescer = self._coalescers[queue] = Coalescer(lambda body: self._send_message(queue, body))
-        await coalescer.send(command)
+        return coalescer.send_soon(command)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         if queue not in self.broker.queues:
             raise Unavailable(f"no queue {queue}")
-        await _handled([self.broker.queues[queue].put(_Message(body))])
+        message = _Message(body)
+        handling = asyncio.create_task(_handled([self.broker.queues[queue].put(message)]))
+        try:
+            await asyncio.wait({handling}, timeout=SEND_TIMEOUT_SECONDS / 2)
+            if handling.done() or not message.taken:
+                await handling
+        finally:
+            handling.cancel()
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:
         """Receive answers until the bus is closed."""
@@ -139,6 +152,7 @@ class _Message:
         self.body = body
         self.reply_to = reply_to
         self.event_id = event_id
+        self.taken = False
         self._waiters: list[asyncio.Future[None]] = []
 
     def outcome(self) -> asyncio.Future[None]:
@@ -215,6 +229,8 @@ class MemoryInbox:
         if self._closed:
             self._queue.put_back(messages)
             await asyncio.get_running_loop().create_future()
+        for message in messages:
+            message.taken = True
         self._taken.update(dict.fromkeys(messages))
         return [MemoryDelivery(message, self) for message in messages]
 

@@ -1,16 +1,19 @@
 """The outbox: events are written in the transaction that caused them and leave after its commit, at least once.
 
 Each schema has one table of this shape. A row is published twice, to RabbitMQ and to the live channels; once RabbitMQ has
-it, the row goes with the next transaction. What a crash left behind is swept by any replica.
+it, the row goes with the next transaction. What a crash left behind is swept by any replica. What Redis did not take is told
+once more when it is back, as far as this process remembers.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import structlog
+from prometheus_client import Gauge
 from sqlalchemy import Column, DateTime, Index, LargeBinary, MetaData, Table, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -23,7 +26,13 @@ from shared.messages import Event, EventData, ReplyTo, encode_event
 log = structlog.get_logger()
 
 SWEEP_SECONDS = 0.5
+_FINISH_SECONDS = 2.0
+_LIVE_SECONDS = 0.1
 _SWEEP_ROWS = 200
+_UNHEARD_ROWS = 256
+"""As many are told again; by the newest whoever listens notices that older ones are missing."""
+
+AGE: Final = Gauge("rollcall_outbox_age_seconds", "How long the oldest event has waited to be published", ["schema"])
 
 
 def outbox_table(metadata: MetaData) -> Table:
@@ -68,6 +77,9 @@ class Outbox:
         self._bus = bus
         self._broadcast = broadcast
         self._published: list[UUID] = []
+        self._going_live: set[asyncio.Task[None]] = set()
+        self._age_seconds = AGE.labels(schema)
+        self._unheard: deque[OutboxRow] = deque(maxlen=_UNHEARD_ROWS)
         # Takes the published rows away and adds the new ones, in one round trip.
         self._add = text(
             f"""WITH gone AS (DELETE FROM {schema}.outbox WHERE id = ANY(CAST(:gone AS uuid[])))
@@ -78,6 +90,7 @@ class Outbox:
             AS new (id, event_id, type, channels, body, reply_queue, correlation_id)"""
         )
         self._delete = text(f"DELETE FROM {schema}.outbox WHERE id = ANY(CAST(:gone AS uuid[]))")
+        self._age = text(f"SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM {schema}.outbox")
         # What nobody published within a second; rows another replica is sweeping are passed over.
         self._left = text(
             f"""SELECT id, event_id, type, channels, body, reply_queue, correlation_id FROM {schema}.outbox
@@ -107,19 +120,46 @@ class Outbox:
         """Send what was committed; never raises. What the broker did not take is left to the sweep."""
         if not rows:
             return
-        live = asyncio.create_task(self._go_live(rows))
+        live = self._begin_live(rows)
         try:
             await self._bus.publish([row.event for row in rows])
             self._published.extend(row.id for row in rows)
         except Unavailable as error:
             log.warning("outbox.publish_failed", events=len(rows), reason=str(error))
-        await live
+        # A Redis that is well takes a millisecond; one that is frozen must not hold up the next batch.
+        await asyncio.wait({live}, timeout=_LIVE_SECONDS)
 
-    async def _go_live(self, rows: Sequence[OutboxRow]) -> None:
+    def _begin_live(self, rows: Sequence[OutboxRow]) -> asyncio.Task[None]:
+        live = asyncio.create_task(self._go_live_or_remember(rows))
+        self._going_live.add(live)
+        live.add_done_callback(self._went_live)
+        return live
+
+    def _went_live(self, live: asyncio.Task[None]) -> None:
+        self._going_live.discard(live)
+        if not live.cancelled() and (error := live.exception()):
+            log.error("outbox.broadcast_failed", exc_info=error)
+
+    async def _go_live(self, rows: Sequence[OutboxRow]) -> bool:
+        """Broadcast rows; say whether Redis took them."""
         try:
             await self._broadcast(rows)
         except Unavailable as error:
             log.warning("outbox.broadcast_failed", events=len(rows), reason=str(error))
+            return False
+        return True
+
+    async def _go_live_or_remember(self, rows: Sequence[OutboxRow]) -> None:
+        if not await self._go_live(rows):
+            self._unheard.extend(rows)
+
+    async def tell_unheard(self) -> None:
+        """Broadcast what Redis did not take, oldest first. It may come after newer events: listeners go by its numbers."""
+        rows = list(self._unheard)
+        self._unheard.clear()
+        if rows and not await self._go_live(rows):
+            # In front of what came meanwhile: where there are too many, the newest are kept.
+            self._unheard = deque([*rows, *self._unheard], maxlen=_UNHEARD_ROWS)
 
     async def sweep(self, engine: AsyncEngine) -> None:
         """Publish for ever what was left behind, twice a second; whoever starts this guards it."""
@@ -130,6 +170,16 @@ class Outbox:
                     pass
             except Unavailable as error:
                 log.warning("outbox.sweep_failed", reason=str(error))
+            await self.tell_unheard()
+
+    async def finish(self, engine: AsyncEngine) -> None:
+        """Take away, before the process goes, what it has published: else another would publish it once more."""
+        try:
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await self.sweep_once(engine)
+                await asyncio.gather(*self._going_live)
+        except (Unavailable, TimeoutError) as error:
+            log.warning("outbox.not_finished", reason=str(error) or "no answer in time")
 
     async def sweep_once(self, engine: AsyncEngine) -> int:
         """Publish and delete one page of old rows; return how many there were."""
@@ -137,12 +187,15 @@ class Outbox:
             published, self._published = self._published, []
             if published:
                 await connection.execute(self._delete, {"gone": published})
+            self._age_seconds.set(float(await connection.scalar(self._age) or 0))
             rows = [_read(row) for row in await connection.execute(self._left, {"published": published})]
             if rows:
                 await self._bus.publish([row.event for row in rows])
-                await self._go_live(rows)
                 await connection.execute(self._delete, {"gone": [row.id for row in rows]})
-                log.info("outbox.swept", events=len(rows))
+        if rows:
+            log.info("outbox.swept", events=len(rows))
+            # After the commit: rows must not be locked, nor a connection held, for as long as a frozen Redis takes to fail.
+            await asyncio.wait({self._begin_live(rows)}, timeout=_LIVE_SECONDS)
         return len(rows)
 
 

@@ -1,6 +1,7 @@
 """How a process starts, says whether it is well, and goes away: one line on a start that fails, health, metrics, signals."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -14,12 +15,18 @@ import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from shared.errors import StartupFailed
+from shared.errors import StartupFailed, Unavailable
+from shared.traces import WordlessFormatter, without_words
 
 log = structlog.get_logger()
 
 _RESTART_SECONDS = 1.0
+_BACKLOG = 1024
+# Allocations until the youngest are looked through for circles, and how many such looks until those before are.
+_COLLECT_AFTER = 50_000, 10, 20
 _CLOSE_SECONDS = 1.0
+# Longer than proxies keep a connection that nobody uses (nginx: 60 s), else they send a request just when it is closed.
+_KEEPALIVE_SECONDS = 75.0
 _CANCEL_SECONDS = 0.5
 
 
@@ -31,21 +38,26 @@ def configure_logging(level: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            without_words,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(WordlessFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    """Run a process's main coroutine on uvloop and return its exit status; a StartupFailed is one line and 1."""
+    """Run a process's main coroutine on uvloop and return its exit status; a start that failed is one line and 1.
+
+    So is a server that was there and went away before everything ran: once it runs, a process waits for its servers.
+    """
     try:
-        uvloop.run(main())
-    except StartupFailed as error:
+        uvloop.run(_logging_what_nobody_awaits(main))
+    except (StartupFailed, Unavailable) as error:
         print(f"rollcall: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -53,13 +65,40 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
     return 0
 
 
+async def _logging_what_nobody_awaits(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Have the loop log as we do: by itself it quotes the exceptions of tasks that nobody awaits."""
+    asyncio.get_running_loop().set_exception_handler(_log_unawaited)
+    await main()
+
+
+def _log_unawaited(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.error("process.unawaited", about=context.get("message"), exc_info=context.get("exception"))
+
+
 async def until_told_to_stop() -> None:
-    """Return at SIGTERM or SIGINT."""
+    """Return at SIGTERM or SIGINT; a second one ends the process at once, whatever it is doing."""
+    _collect_seldom()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = signal.SIGTERM, signal.SIGINT
+    for number in numbers:
         loop.add_signal_handler(number, stopped.set)
     await stopped.wait()
+    for number in numbers:
+        loop.remove_signal_handler(number)
+        # Not Python's own handler of SIGINT: KeyboardInterrupt would have every task cancelled and waited for.
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _collect_seldom() -> None:
+    """Have the garbage collector leave alone what is there for good, and look through everything else seldom.
+
+    With 5,000 sockets one look through everything stalls a gateway's loop for most of a second, and by default it comes just
+    when thousands come or go.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 @asynccontextmanager
@@ -115,17 +154,43 @@ async def serving_health(host: str, port: int, ready: Callable[[], Awaitable[boo
         yield
 
 
+def _as_it_is(protocol: web.RequestHandler) -> asyncio.Protocol:
+    return protocol
+
+
 @asynccontextmanager
-async def serving(app: web.Application, host: str, port: int, *, setting: str) -> AsyncIterator[int]:
-    """Serve an application; yield the port. Raise StartupFailed naming `setting` when the port cannot be had."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSE_SECONDS)
+async def serving(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    setting: str,
+    protocol: Callable[[web.RequestHandler], asyncio.Protocol] = _as_it_is,
+) -> AsyncIterator[None]:
+    """Serve an application; `protocol` may put another one around that of each connection.
+
+    Raise StartupFailed naming `setting` when the port cannot be had.
+    """
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_CLOSE_SECONDS,
+        keepalive_timeout=_KEEPALIVE_SECONDS,
+    )
     await runner.setup()
-    site = web.TCPSite(runner, host, port, reuse_address=True)
+    server: asyncio.Server | None = None
     try:
         try:
-            await site.start()
+            accept = runner.server
+            assert accept is not None
+            server = await asyncio.get_running_loop().create_server(
+                lambda: protocol(accept()), host, port, backlog=_BACKLOG, reuse_address=True
+            )
         except OSError as error:
             raise StartupFailed(f"{setting}: cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
-        yield runner.addresses[0][1]
+        yield
     finally:
+        if server is not None:
+            server.close()
         await runner.cleanup()

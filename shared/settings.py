@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -16,6 +18,8 @@ _URL_SCHEMES = {
 }
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 JWT_SECRET_BYTES = 32
+_AUTO_END_MINUTES = "15"
+_AUTO_END_MOST_MINUTES = 24 * 60
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -28,13 +32,18 @@ class Settings:
     database_url: str
     redis_prefix: str
     jwt_secret: str
+    jwt_jwks_url: str
     jwt_audience: str
     jwt_issuer: str
     cors_origins: tuple[str, ...]
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    """Whose word for a client's address (X-Forwarded-For) counts."""
     host: str
     port: int
     health_port: int
     log_level: str
+    auto_end: timedelta | None
+    """How long after its planned end a session that nobody ends is ended; None: never."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], *, needs: Iterable[str] = (), health_port: int = 0) -> Self:
@@ -45,9 +54,11 @@ class Settings:
         for name in needs:
             if not environ.get(name):
                 raise StartupFailed(f"{name} is not set")
-        if environ.get("ROLLCALL_JWT_JWKS_URL"):
-            raise StartupFailed("ROLLCALL_JWT_JWKS_URL is not supported yet; set ROLLCALL_JWT_SECRET")
-        secret = environ.get("ROLLCALL_JWT_SECRET", "")
+        secret, jwks_url = environ.get("ROLLCALL_JWT_SECRET", ""), _url(environ, "ROLLCALL_JWT_JWKS_URL")
+        if secret and jwks_url:
+            raise StartupFailed(
+                "ROLLCALL_JWT_SECRET and ROLLCALL_JWT_JWKS_URL are both set; tokens are signed with one of them"
+            )
         if secret and len(secret.encode()) < JWT_SECRET_BYTES:
             raise StartupFailed(f"ROLLCALL_JWT_SECRET must have at least {JWT_SECRET_BYTES} bytes")
         level = (environ.get("ROLLCALL_LOG_LEVEL") or "info").lower()
@@ -63,13 +74,16 @@ class Settings:
             database_url=_url(environ, "ROLLCALL_DATABASE_URL"),
             redis_prefix=prefix,
             jwt_secret=secret,
+            jwt_jwks_url=jwks_url,
             jwt_audience=environ.get("ROLLCALL_JWT_AUDIENCE", ""),
             jwt_issuer=environ.get("ROLLCALL_JWT_ISSUER", ""),
             cors_origins=tuple(origin.strip() for origin in origins.split(",") if origin.strip()),
+            trusted_proxies=_networks(environ, "ROLLCALL_TRUSTED_PROXIES"),
             host=environ.get("ROLLCALL_HOST") or "0.0.0.0",
             port=_port(environ, "ROLLCALL_PORT", 8080),
             health_port=_port(environ, "ROLLCALL_HEALTH_PORT", health_port),
             log_level=level,
+            auto_end=_auto_end(environ),
         )
 
 
@@ -87,6 +101,14 @@ def _url(environ: Mapping[str, str], name: str) -> str:
     return text
 
 
+def _networks(environ: Mapping[str, str], name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    texts = [text.strip() for text in environ.get(name, "").split(",") if text.strip()]
+    try:
+        return tuple(map(ip_network, texts))
+    except ValueError as error:
+        raise StartupFailed(f"{name} must be networks like 10.0.0.0/8, separated by commas: {error}") from None
+
+
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "")
     if not text:
@@ -94,3 +116,14 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise StartupFailed(f"{name} must be a port number, not {text!r}")
     return int(text)
+
+
+def _auto_end(environ: Mapping[str, str]) -> timedelta | None:
+    text = environ.get("ROLLCALL_AUTO_END_MINUTES") or _AUTO_END_MINUTES
+    if text == "off":
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or int(text) > _AUTO_END_MOST_MINUTES:
+        raise StartupFailed(
+            f"ROLLCALL_AUTO_END_MINUTES must be off, or minutes from 0 to {_AUTO_END_MOST_MINUTES}, not {text!r}"
+        )
+    return timedelta(minutes=int(text))

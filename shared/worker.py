@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from msgspec import MsgspecError, Raw, Struct, json
+from msgspec import MsgspecError, Raw, Struct
 
 from shared.bus import Bus, Delivery, Inbox
 from shared.clock import Clock
 from shared.errors import NotYet, Refused, Unavailable
-from shared.messages import Answer, Command, Event, Refusal, ReplyTo, decode_commands, decode_event, encode
+from shared.messages import Answer, Command, Event, Refusal, ReplyTo, decode_commands, decode_event, each_alone, encode
 from shared.outbox import OutboxRow
 from shared.process import guarded
 
@@ -102,22 +102,40 @@ class Worker:
             stopping.cancel()
 
     async def _handle(self, inbox: Inbox, deliveries: Sequence[Delivery]) -> None:
-        """Handle everything in these deliveries and end each of them, last of all."""
+        """Handle everything in these deliveries and end each of them, last of all.
+
+        A defect of the worker itself is no reason to sit on them: each is tried alone, and parked whole where it fails again.
+        """
+        try:
+            retried = await self._do(inbox, deliveries)
+        except Exception as error:
+            if len(deliveries) > 1:
+                for delivery in deliveries:
+                    await self._handle(inbox, [delivery])
+                return
+            log.error("worker.parked", queue=self._queue, reason="defect", exc_info=error)
+            await self._park(inbox, deliveries[0].body, f"{type(error).__name__}: {error}")
+            retried = set()
+        for delivery in deliveries:
+            if id(delivery) in retried:
+                await delivery.retry()
+            else:
+                await delivery.ack()
+
+    async def _do(self, inbox: Inbox, deliveries: Sequence[Delivery]) -> set[int]:
+        """Do everything in these deliveries; return the ids of those that are to come again later."""
         jobs: list[_Job] = []
         retried: set[int] = set()
         for delivery in deliveries:
             good, bad = _read(delivery, self._queue)
             jobs.extend(good)
             for body, reason in bad:
-                log.error("worker.parked", queue=self._queue, reason=reason)
+                # Why is with the parked message: it may quote from it.
+                log.error("worker.parked", queue=self._queue, reason="malformed")
                 await self._park(inbox, body, reason)
         for batch in _batches(jobs):
             retried |= await self._settle(inbox, batch)
-        for delivery in deliveries:
-            if id(delivery) in retried:
-                await delivery.retry()
-            else:
-                await delivery.ack()
+        return retried
 
     async def _settle(self, inbox: Inbox, jobs: Sequence[_Job]) -> set[int]:
         """Do a batch of one kind; return the ids of the deliveries that are to come again later."""
@@ -165,6 +183,8 @@ class Worker:
 
     async def _park(self, inbox: Inbox, body: bytes, reason: str) -> None:
         """Park a message for certain: while the broker is away this waits, and the delivery stays unacknowledged."""
+        # It may quote what nobody can write.
+        reason = reason.encode(errors="replace").decode()
         while True:
             try:
                 return await inbox.park(body, reason)
@@ -207,18 +227,19 @@ def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
 
 def _read(delivery: Delivery, queue: str) -> tuple[list[_Job], list[tuple[bytes, str]]]:
     """Read a delivery's messages, and apart from them what is none, with the reason; a bad command spoils no other."""
+    commands = queue.endswith(".commands")
     try:
-        if not queue.endswith(".commands"):
-            event = decode_event(delivery.body, delivery.reply_to)
-            return [] if event is None else [_Job(event, delivery)], []
-        return [_Job(command, delivery) for command in decode_commands(delivery.body)], []
-    except (MsgspecError, ValueError) as error:
+        if commands:
+            return [_Job(command, delivery) for command in decode_commands(delivery.body)], []
+        event = decode_event(delivery.body, delivery.reply_to)
+        return [] if event is None else [_Job(event, delivery)], []
+    except MsgspecError as error:
         reason = f"malformed: {error}"
     try:
-        parts = [b"[" + bytes(part) + b"]" for part in json.decode(delivery.body, type=list[Raw])]
+        parts = each_alone(delivery.body) if commands else []
     except MsgspecError:
         parts = []
-    if len(parts) < 2 or not queue.endswith(".commands"):
+    if len(parts) < 2:
         return [], [(delivery.body, reason)]
     jobs: list[_Job] = []
     bad: list[tuple[bytes, str]] = []
@@ -231,12 +252,19 @@ def _read(delivery: Delivery, queue: str) -> tuple[list[_Job], list[tuple[bytes,
 
 
 def _batches(jobs: Iterable[_Job]) -> list[list[_Job]]:
-    """Gather what is of one kind, in order of arrival, in batches of at most `COMMANDS_PER_BATCH`."""
+    """Gather what is of one kind, in order of arrival, in batches of at most `COMMANDS_PER_BATCH`.
+
+    What is done alone comes last: each of these is looked at for its deadline, answered and told on its own.
+    """
     kinds: dict[type[Struct], list[_Job]] = {}
+    alone: list[list[_Job]] = []
     for job in jobs:
-        kinds.setdefault(job.kind, []).append(job)
+        if isinstance(job.message, Command) and job.message.alone:
+            alone.append([job])
+        else:
+            kinds.setdefault(job.kind, []).append(job)
     return [
         gathered[start : start + COMMANDS_PER_BATCH]
         for gathered in kinds.values()
         for start in range(0, len(gathered), COMMANDS_PER_BATCH)
-    ]
+    ] + alone

@@ -10,11 +10,15 @@ from tempfile import TemporaryDirectory
 from typing import Protocol, TypeVar
 
 import pytest
+import structlog
 
 from rollcall.servers import ServerFailed, package_folder, start_postgres, start_valkey
-from tests.rabbitmq import ensure_rabbitmq, start_rabbitmq
+from tests.rabbitmq import RabbitMQ, ensure_rabbitmq, start_rabbitmq
 
-left_out = pytest.StashKey[str]()
+# The library's own tracebacks take a second and more on a busy machine: longer than some of what is tested may wait.
+structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
+
+LEFT_OUT = "no RabbitMQ: "
 
 
 class Stoppable(Protocol):
@@ -59,7 +63,7 @@ def redis_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(pytestconfig: pytest.Config) -> None:
+def rabbitmq() -> None:
     """RabbitMQ on this machine, installed now if need be.
 
     Where there can be none, the tests that ask for it are skipped, and the last lines of the run say so; with CI set they fail.
@@ -69,19 +73,23 @@ def rabbitmq(pytestconfig: pytest.Config) -> None:
     except ServerFailed as failed:
         if os.environ.get("CI"):
             raise
-        pytestconfig.stash[left_out] = str(failed)
-        pytest.skip(str(failed))
+        pytest.skip(f"{LEFT_OUT}{failed}")
 
 
 @pytest.fixture(scope="session")
-def amqp_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The broker at ROLLCALL_TEST_AMQP_URL, or a private RabbitMQ, shared by the tests of this run."""
-    if given := os.environ.get("ROLLCALL_TEST_AMQP_URL"):
-        yield given
-        return
-    request.getfixturevalue("rabbitmq")
+def private_rabbitmq(rabbitmq: None) -> Iterator[RabbitMQ]:
+    """A private RabbitMQ, shared by the tests of this run; who starts a whole Rollcall makes a virtual host on it."""
     with thrown_away(start_rabbitmq) as server:
-        yield server.url
+        yield server
+
+
+@pytest.fixture(scope="session")
+def amqp_url(request: pytest.FixtureRequest) -> str:
+    """The broker at ROLLCALL_TEST_AMQP_URL, or the private one."""
+    if given := os.environ.get("ROLLCALL_TEST_AMQP_URL"):
+        return given
+    private: RabbitMQ = request.getfixturevalue("private_rabbitmq")
+    return private.url
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +118,14 @@ def database(new_database: NewDatabase) -> Iterator[str]:
         yield url
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest module, whatever the order: at the end, one worker would wait for the other to be done with it."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/chaos/test_chaos.py"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say loudly that tests were left out: a skip among many dots is not seen."""
-    if (reason := config.stash.get(left_out, None)) is not None:
+    skips = (report.longrepr for report in terminalreporter.stats.get("skipped", []))
+    reasons = {where[2].partition(LEFT_OUT)[2] for where in skips if isinstance(where, tuple) and LEFT_OUT in where[2]}
+    for reason in reasons:
         terminalreporter.write_line(f"LEFT OUT: EVERY TEST THAT NEEDS RABBITMQ DID NOT RUN. {reason}", red=True, bold=True)

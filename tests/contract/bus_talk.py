@@ -24,14 +24,14 @@ Begin = Callable[[Coroutine[Any, Any, None]], Awaitable["asyncio.Task[None]"]]
 """Begins something in the background and returns when it is well on its way (the fixture `begin`)."""
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait for a condition; TimeoutError when it does not come."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - conditions of many kinds, most of them not ours to signal
             await asyncio.sleep(0.005)
 
 
-async def take(bus: Bus, queue: str, number: int, seconds: float = 10) -> list[Delivery]:
+async def take(bus: Bus, queue: str, number: int, seconds: float = 30) -> list[Delivery]:
     """Take exactly so many deliveries."""
     taken: list[Delivery] = []
     async with asyncio.timeout(seconds):

@@ -1,12 +1,16 @@
 """Fixtures that several suites of this folder share."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import pytest
 
+from rollcall.servers import Server, start_valkey
+from tests.conftest import thrown_away
 from tests.contract.bus_talk import Begin
+from tests.contract.room_talk import World, a_world
 
 
 @pytest.fixture
@@ -25,3 +29,18 @@ async def begin() -> AsyncIterator[Begin]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture
+def valkey() -> Iterator[Server]:
+    """One that a test may freeze."""
+    with thrown_away(start_valkey) as server:
+        yield server
+        server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
+async def world(redis_url: str) -> AsyncIterator[World]:
+    """One gateway's rooms, watchers and presence."""
+    async with a_world(redis_url) as world:
+        yield world

@@ -4,10 +4,8 @@ Everything here runs on a node of its own, since it is stopped and starved. Most
 """
 
 import asyncio
-import os
 import re
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -15,15 +13,17 @@ from pathlib import Path
 import aio_pika
 import aiormq
 import pytest
+from prometheus_client import REGISTRY
 from yarl import URL
 
 from shared import amqp, coalescer, link, topology
-from shared.amqp import AmqpBus, open_amqp
+from shared.amqp import AmqpBus, AmqpDelivery, open_amqp
 from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.errors import StartupFailed, Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS
 from tests.contract.bus_talk import STARTED, Begin, empty, events, eventually, take
-from tests.rabbitmq import RabbitMQ, node_environment, start_rabbitmq
+from tests.proxy import Proxy
+from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
 
 class Node:
@@ -43,78 +43,7 @@ class Node:
         self._server = start_rabbitmq(self._data, port=self._port)
 
     async def ctl(self, *arguments: str) -> None:
-        epmd_port = str(URL(self._server.epmd.url).port)
-        await asyncio.to_thread(
-            subprocess.run,
-            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", "rollcall@localhost", *arguments],
-            env=os.environ | node_environment(self._data, self._port) | {"ERL_EPMD_PORT": epmd_port},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-
-
-class Proxy:
-    """A way to the broker that can be cut, closed and frozen."""
-
-    def __init__(self, url: str) -> None:
-        self._target = URL(url)
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._serving: set[asyncio.Task[None]] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self.url = ""
-
-    async def open(self, port: int = 0) -> None:
-        """Let connections through, on the same port as before."""
-        port = port or URL(self.url).port or 0 if self.url else port
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        self.url = str(self._target.with_host("127.0.0.1").with_port(self._server.sockets[0].getsockname()[1]))
-
-    def cut(self) -> None:
-        """Break the connections there are."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    def close(self) -> None:
-        """Break the connections there are and refuse new ones."""
-        if self._server:
-            self._server.close()
-        self.cut()
-
-    def freeze(self) -> None:
-        """Keep the connections, and accept new ones, but let nothing pass."""
-        self._flowing.clear()
-
-    def thaw(self) -> None:
-        self._flowing.set()
-
-    async def end(self) -> None:
-        """Close, and leave nothing behind."""
-        self.close()
-        self.thaw()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer), name="proxy")
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(self._target.host, self._target.port)
-        self._writers |= {writer, there[1]}
-        with suppress(OSError):
-            await asyncio.gather(self._pipe(reader, there[1]), self._pipe(there[0], writer))
-        for end in (writer, there[1]):
-            end.transport.abort()
-            self._writers.discard(end)
-
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            await self._flowing.wait()
-            writer.write(data)
-            await writer.drain()
-        writer.transport.abort()
+        await asyncio.to_thread(self._server.control, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +280,90 @@ async def test_a_consumer_cancelled_by_the_broker_consumes_again(url: str, monke
         await delivery.ack()
 
         assert delivery.body == b"[2]"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_consumer_that_died_without_a_word_is_replaced(url: str) -> None:
+    """Its channel is well and nobody says anything, only messages wait and none comes."""
+    async with open_amqp(url) as bus, await aio_pika.connect(url) as admin:
+        bus.inbox(ATTENDANCE_COMMANDS)
+        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+        await delivery.ack()
+        channels = [await channel.get_underlay_channel() for channel in bus._incoming._channels]
+        for channel in channels:
+            for tag in list(getattr(channel, "consumers")):  # noqa: B009
+                await channel.basic_cancel(tag)
+        assert (
+            await (await admin.channel()).declare_queue(ATTENDANCE_COMMANDS, passive=True)
+        ).declaration_result.consumer_count == 0
+
+        await bus.send(ATTENDANCE_COMMANDS, b"2")
+        (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+
+        assert delivery.body == b"[2]"
+        await delivery.ack()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
+    """Messages wait because the first ones are not done: a worker that is paused is no dead consumer."""
+    async with open_amqp(url) as bus:
+        inbox = bus.inbox(ATTENDANCE_COMMANDS)
+        for number in range(amqp._PREFETCH + 1):
+            await bus.send(ATTENDANCE_COMMANDS, b"%d" % number)
+        (first, *_) = taken = await take(bus, ATTENDANCE_COMMANDS, amqp._PREFETCH)
+        probes = 0
+        probe = bus._incoming._link._probe
+
+        async def counted() -> None:
+            nonlocal probes
+            await probe()
+            probes += 1
+
+        bus._incoming._link._probe = counted
+        await eventually(lambda: probes >= 4)
+
+        assert isinstance(first, AmqpDelivery)
+        assert first.alive
+        for delivery in taken:
+            await delivery.ack()
+        (last,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+        await last.ack()
+        assert not inbox._unfinished
+
+
+async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replaced(node: Node, url: str) -> None:
+    """RabbitMQ's delivery timeout, half an hour by default: what was held too long comes again, to a consumer that lives."""
+    await node.ctl("eval", acknowledged_within(500, looked_at_every=200))
+    try:
+        async with open_amqp(url) as bus:
+            await bus.send(ATTENDANCE_COMMANDS, b"1")
+            (held,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+            (again,) = await take(bus, ATTENDANCE_COMMANDS, 1, seconds=30)
+            await again.ack()
+            assert isinstance(held, AmqpDelivery)
+            assert (held.body, held.alive) == (again.body, False)
+    finally:
+        await node.ctl("eval", acknowledged_within(1_800_000, looked_at_every=60_000))
+
+
+def acknowledged_within(milliseconds: int, *, looked_at_every: int) -> str:
+    timeout = f"application:set_env(rabbit, consumer_timeout, {milliseconds})"
+    return f"{timeout}, application:set_env(rabbit, channel_tick_interval, {looked_at_every})."
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_is_parked_can_be_seen_in_the_metrics(url: str) -> None:
+    async with open_amqp(url) as bus:
+        await eventually(lambda: gauge("rollcall_parked_messages") == 0)
+        await bus.inbox(SESSION_COMMANDS).park(b"{}", "why")
+        await eventually(lambda: gauge("rollcall_parked_messages") == 1)
+    await empty(url)
+
+
+def gauge(name: str) -> float | None:
+    return REGISTRY.get_sample_value(name)
 
 
 @pytest.mark.usefixtures("impatient")

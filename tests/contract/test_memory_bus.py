@@ -84,6 +84,19 @@ async def test_a_command_that_nobody_handles_is_unavailable(bus: MemoryBus, monk
         await bus.send(ATTENDANCE_COMMANDS, b"1")
 
 
+async def test_a_command_that_takes_its_time_is_confirmed_meanwhile(
+    bus: MemoryBus, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A roster of thousands is in hand for longer than a broker would take to confirm it; nobody is told `unavailable`."""
+    monkeypatch.setattr(memory_bus, "SEND_TIMEOUT_SECONDS", 0.05)
+    sending = await begin(bus.send(SESSION_COMMANDS, b"roster"))
+    (delivery,) = await take(bus, SESSION_COMMANDS, 1)
+
+    await sending
+
+    await delivery.ack()
+
+
 async def test_handlers_may_publish_to_each_other(begin: Begin) -> None:
     """The start of a session: each of the three handlers acknowledges only when what it published has been handled."""
     broker = MemoryBroker()

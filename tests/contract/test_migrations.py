@@ -4,7 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from alembic import command as alembic
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,7 +15,8 @@ from sqlalchemy.schema import CreateSchema, DropSchema
 from attendance_service import tables as attendance
 from rollcall.migrations import migrate
 from session_service import tables as sessions
-from shared.database import open_engine
+from shared.database import open_database, open_engine
+from shared.errors import StartupFailed
 
 
 @pytest.mark.parametrize("metadata", [sessions.metadata, attendance.metadata], ids=["sessions", "attendance"])
@@ -61,3 +64,19 @@ async def catalog(connection: AsyncConnection, schema: str) -> list[tuple[Any, .
         rows = await connection.execute(text(query), {"schema": schema})
         described += [tuple(row) for row in rows if "alembic_version" not in row[0]]
     return sorted(described, key=repr)
+
+
+@pytest.mark.parametrize("tables", [sessions, attendance], ids=["sessions", "attendance"])
+async def test_a_service_does_not_start_on_the_schema_before_the_newest(database: str, tables: Any) -> None:
+    """It would fail at the first write, and park what it was told."""
+    package = {"sessions": "session_service", "attendance": "attendance_service"}[tables.SCHEMA]
+    config = Config()
+    config.set_main_option("script_location", f"{package}:migrations")
+    config.attributes["url"] = database
+    await asyncio.to_thread(alembic.upgrade, config, "head")
+    async with open_database(database, schema=tables.SCHEMA, newest=tables.NEWEST):
+        pass
+    await asyncio.to_thread(alembic.downgrade, config, "-1")
+    with pytest.raises(StartupFailed, match=f"has an older schema {tables.SCHEMA}; run `rollcall migrate`"):
+        async with open_database(database, schema=tables.SCHEMA, newest=tables.NEWEST):
+            pass

@@ -1,25 +1,32 @@
 """The two ways Rollcall runs, each started once for all system tests that want it."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import NewDatabase, thrown_away
-from tests.rabbitmq import start_rabbitmq
-from tests.system.rig import Rig, running_in_one, running_separately
+from tests.conftest import NewDatabase
+from tests.rabbitmq import RabbitMQ
+from tests.system.rig import OUR_FAULT, Process, Rig, running_in_one, running_separately, token
 from tests.system.surroundings import AS_ROOT, Surroundings, ordinary_user, refused_namespaces
+from tests.system.talk import a_lecture, an_admin, calling
+
+LOGGED_BYTES = 8 * 1024
+"""What an attack may make a gateway log."""
 
 
 @pytest.fixture(scope="session")
 def cluster(
-    tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, rabbitmq: None
+    tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, private_rabbitmq: RabbitMQ
 ) -> Iterator[Rig]:
-    """Separate processes: two gateways, two of each service, on a broker of their own and a database for each service."""
-    with new_database() as sessions, new_database() as attendance, thrown_away(start_rabbitmq) as broker:
+    """Separate processes: two gateways, two of each service, on a virtual host of their own and a database for each service."""
+    with new_database() as sessions, new_database() as attendance:
         folder = tmp_path_factory.mktemp("cluster")
         databases = {"session_service": sessions, "attendance_service": attendance}
-        with running_separately(folder, amqp_url=broker.url, redis_url=redis_url, database_urls=databases) as rig:
+        with running_separately(
+            folder, amqp_url=private_rabbitmq.new_host(), redis_url=redis_url, database_urls=databases
+        ) as rig:
             yield rig
 
 
@@ -46,3 +53,20 @@ def surroundings(request: pytest.FixtureRequest, tmp_path: Path) -> Surroundings
         case "refused":
             return refused_namespaces(tmp_path)
     return Surroundings()
+
+
+@pytest.fixture
+async def gateway(cluster: Rig) -> AsyncIterator[Process]:
+    """The gateway that is attacked. After the test it serves as before, and has logged neither a fault nor much."""
+    process = cluster.processes["gateway-1"]
+    before = process.log.stat().st_size
+    yield process
+    logged = process.log.read_bytes()[before:].decode()
+    assert not OUR_FAULT.search(logged), logged
+    assert len(logged) < LOGGED_BYTES, logged
+    lecture = await a_lecture(cluster.gateways[0], students=1)
+    async with calling(cluster.gateways[0], an_admin()) as admin:
+        await admin.ask("startAttendanceSession", lecture.about)
+        async with calling(cluster.gateways[0], token(lecture.students[0], "student")) as student, asyncio.timeout(30):
+            while not (await student.ask("joinAttendanceSession", lecture.about))["ok"]:
+                pass

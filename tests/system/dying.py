@@ -54,8 +54,25 @@ def die_between_event_and_acknowledgement() -> None:
     AmqpDelivery.ack = ack_or_die  # type: ignore[method-assign]
 
 
+def die_between_commit_and_answer() -> None:
+    """Committed and published, but nobody was answered."""
+    publish = Outbox.publish
+
+    async def publish_and_die(self: Outbox, rows: Sequence[OutboxRow]) -> None:
+        await publish(self, rows)
+        if rows:
+            die()
+
+    async def answer(self: AmqpBus, answers: Sequence[tuple[str, bytes]]) -> None:
+        await asyncio.sleep(0)
+
+    Outbox.publish = publish_and_die  # type: ignore[method-assign]
+    AmqpBus.answer = answer  # type: ignore[method-assign]
+
+
 POINTS = {
     "between commit and event": die_between_commit_and_event,
+    "between commit and answer": die_between_commit_and_answer,
     "between event and acknowledgement": die_between_event_and_acknowledgement,
 }
 

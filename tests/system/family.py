@@ -14,15 +14,17 @@ class Process:
     pid: int
     parent: int
     started: int
+    command: str
 
     @classmethod
     def find(cls, pid: int) -> "Process | None":
         """The living process with this number; a zombie is none."""
         try:
-            state, *fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+            names, _, numbers = Path("/proc", str(pid), "stat").read_text().rpartition(")")
         except (FileNotFoundError, ProcessLookupError):
             return None
-        return None if state == "Z" else cls(pid, int(fields[0]), int(fields[18]))
+        state, *fields = numbers.split()
+        return None if state == "Z" else cls(pid, int(fields[0]), int(fields[18]), names.partition("(")[2])
 
     def lives(self) -> bool:
         found = Process.find(self.pid)
@@ -32,16 +34,29 @@ class Process:
         return Path("/proc", str(self.pid)).stat().st_uid
 
     def name(self) -> str:
-        return Path("/proc", str(self.pid), "comm").read_text().strip()
+        """What it ran when it was found: by now it may have gone."""
+        return self.command
+
+    def environment(self) -> bytes:
+        """What it was started with, each variable ended by a zero; nothing of one that has gone."""
+        try:
+            return Path("/proc", str(self.pid), "environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return b""
+
+
+def everyone() -> list[Process]:
+    """Every process of the machine."""
+    return [process for entry in os.listdir("/proc") if entry.isdigit() and (process := Process.find(int(entry)))]
 
 
 def descendants(pid: int) -> list[Process]:
     """Every process below this one."""
-    everyone = [process for entry in os.listdir("/proc") if entry.isdigit() and (process := Process.find(int(entry)))]
+    processes = everyone()
     family: list[Process] = []
     parents = {pid}
     while parents:
-        children = [process for process in everyone if process.parent in parents]
+        children = [process for process in processes if process.parent in parents]
         family += children
         parents = {child.pid for child in children}
     return family

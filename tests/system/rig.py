@@ -1,13 +1,14 @@
 """A whole Rollcall for the system tests: real processes on private servers, started and stopped from outside."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,9 @@ from rollcall.launcher import free_port
 from shared.messages import Role
 
 SECRET = "a secret for the system tests, long enough"
-READY_SECONDS = 30
+# Our own lines are JSON; a library's, and what asyncio says of a task that died, are plain.
+OUR_FAULT = re.compile(r'Traceback|"level": "(error|critical)"|"exception"|^asyncio|never retrieved', re.MULTILINE)
+READY_SECONDS = 60
 STOP_SECONDS = 15
 
 
@@ -59,14 +62,14 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def stop(self) -> int:
-        """Ask it to stop; return its exit status. Killed when it does not."""
+    def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """Ask it to stop; return its exit status. Killed when it does not in time."""
         if self.popen is None:
             return 0
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
         try:
-            return self.popen.wait(STOP_SECONDS)
+            return self.popen.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
             raise ProcessFailed(f"{self.name} did not stop: …{self.log.read_text()[-2000:]}") from None
@@ -106,19 +109,31 @@ def unique(prefix: str) -> str:
     return f"{prefix}-{uuid4().hex[:12]}"
 
 
+Surround = Callable[[Mapping[str, str]], Mapping[str, str]]
+"""Makes of the environment of one process that in which it is to run."""
+
+
 @contextmanager
 def running_separately(
-    folder: Path, *, amqp_url: str, redis_url: str, database_urls: Mapping[str, str], replicas: int = 2
+    folder: Path,
+    *,
+    amqp_url: str,
+    redis_url: str,
+    database_urls: Mapping[str, str],
+    replicas: int = 2,
+    surround: Surround = dict,
 ) -> Iterator[Rig]:
-    """Run `replicas` of the gateway and of each service as processes of their own; each service has a database of its own."""
+    """Run `replicas` of the gateway and of each service as processes of their own, each service on its database."""
     environment = {
         "ROLLCALL_AMQP_URL": amqp_url,
         "ROLLCALL_REDIS_URL": redis_url,
         "ROLLCALL_REDIS_PREFIX": unique("test"),
         "ROLLCALL_JWT_SECRET": SECRET,
         "ROLLCALL_HOST": "127.0.0.1",
+        # So that what must not be logged is not logged at any level.
+        "ROLLCALL_LOG_LEVEL": "debug",
     }
-    for url in database_urls.values():
+    for url in {*database_urls.values()}:
         subprocess.run(
             [sys.executable, "-m", "rollcall", "migrate"],
             env={"PATH": os.environ["PATH"], "ROLLCALL_DATABASE_URL": url},
@@ -130,6 +145,7 @@ def running_separately(
         for module in ("session_service", "attendance_service", "gateway"):
             for number in range(1, replicas + 1):
                 process = process_of(rig, module, f"{module}-{number}", folder)
+                process.environment = surround(process.environment)
                 stack.callback(process.stop)
                 if module == "gateway":
                     rig.gateways.append(f"http://127.0.0.1:{process.environment['ROLLCALL_PORT']}")
@@ -169,6 +185,7 @@ def running_in_one(folder: Path) -> Iterator[Rig]:
             "ROLLCALL_DATA_DIR": str(folder / "data"),
             "ROLLCALL_PORT": str(port),
             "ROLLCALL_JWT_SECRET": SECRET,
+            "ROLLCALL_LOG_LEVEL": "debug",
             "HOME": str(folder),
         },
         f"http://127.0.0.1:{port}/health/ready",

@@ -26,9 +26,11 @@ from zipfile import ZipFile
 import pytest
 from ruamel.yaml import YAML
 
+from gateway import drain
 from rollcall import leash
 from rollcall.launcher import POLL_SECONDS, free_port, leashed
 from shared.settings import Settings
+from shared.worker import STOP_SECONDS as STOP_SECONDS_OF_A_WORKER
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -327,12 +329,22 @@ def test_each_process_is_asked_for_its_health_where_it_answers(services: dict[st
         assert f"127.0.0.1:{port}/health/ready" in services[name]["healthcheck"]["test"][-1]
 
 
+def test_every_process_has_the_time_it_takes_to_go(services: dict[str, dict[str, Any]]) -> None:
+    """A gateway gives its clients up after so long, and what is then unfinished a few seconds more; services, their batch."""
+    grace = {name: float(services[name]["stop_grace_period"].removesuffix("s")) for name in PROCESSES}
+    assert grace["gateway"] >= drain.PATIENCE_SECONDS + 10 + 5
+    assert min(grace["session-service"], grace["attendance-service"]) >= STOP_SECONDS_OF_A_WORKER + 10
+
+
 def test_no_secret_has_a_default_and_the_example_names_every_variable() -> None:
     variables = list(VARIABLE.finditer(COMPOSE.read_text()))
     example = (ROOT / ".env.example").read_text()
 
-    assert {v["name"] for v in variables if v["kind"] == "?"} == set(GIVEN)
-    assert all(v["kind"] == "?" for v in variables if v["name"] in GIVEN)
+    # The key for tokens may be published elsewhere; the gateway says when there is neither.
+    demanded = set(GIVEN) - {"ROLLCALL_JWT_SECRET"}
+    assert {v["name"] for v in variables if v["kind"] == "?"} == demanded
+    assert all(v["kind"] == "?" for v in variables if v["name"] in demanded)
+    assert "ROLLCALL_JWT_SECRET: ${ROLLCALL_JWT_SECRET:-}" in COMPOSE.read_text()
     assert {v["name"] for v in variables} == set(re.findall(r"(?m)^#?(\w+)=", example))
     assert not re.search(rf"(?m)^({'|'.join(GIVEN)})=.", example)
 

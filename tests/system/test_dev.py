@@ -1,5 +1,6 @@
 """`make run`, that is `rollcall dev`: it starts anywhere, keeps its data, says what to paste, and leaves nothing behind."""
 
+import asyncio
 import os
 import re
 import signal
@@ -10,13 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from rollcall.launcher import free_port
 from tests.system.family import descendants, eventually
 from tests.system.rig import answers
 from tests.system.surroundings import Surroundings
 from tests.system.talk import calling
 
-WARM_SECONDS = 3.0
+ROOT = Path(__file__).parents[2]
+LOADS, BESIDES_SECONDS = 1.5, 1.5
+"""A warm start may take as long as so many loads of the code, however fast the machine is now, and so long besides."""
 
 
 class Run:
@@ -43,8 +48,8 @@ class Run:
 
 
 @contextmanager
-def a_run(folder: Path, where: Surroundings | None = None) -> Iterator[Run]:
-    """Start it as a newcomer would; killed at the latest at the end."""
+def a_run(folder: Path, where: Surroundings | None = None, **settings: str) -> Iterator[Run]:
+    """Start it as a newcomer would, with these settings in its terminal only; killed at the latest at the end."""
     where = where or Surroundings()
     folder.mkdir(exist_ok=True)
     os.chown(folder, where.user, -1)
@@ -58,7 +63,7 @@ def a_run(folder: Path, where: Surroundings | None = None) -> Iterator[Run]:
     }
     with subprocess.Popen(
         [*where.prefix, sys.executable, "-m", "rollcall", "dev"],
-        env=environment,
+        env=environment | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -84,6 +89,59 @@ def test_a_newcomer_pastes_two_lines_and_sees_the_roll_fill(tmp_path: Path) -> N
             ended[ended.index("start")] = "end"
             assert subprocess.run(ended, env=run.environment, check=False, capture_output=True).returncode == 0
             assert teacher.wait(10) == 0
+
+
+def test_an_interpreter_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    command = ["make", "--file", str(ROOT / "Makefile"), "--directory", str(tmp_path), "install", "PYTHON=python9"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    said = [line for line in (made.stdout + made.stderr).splitlines() if not line.startswith("make")]
+    assert said == ["there is no python9 here; say which Python with PYTHON=…"]
+
+
+@contextmanager
+def a_watching_teacher(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A `try start` that has started its session; killed at the latest at the end."""
+    with subprocess.Popen(
+        run.pasted("start"), env=run.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as teacher:
+        try:
+            assert teacher.stdout
+            assert "0 of 24 here" in teacher.stdout.readline()
+            yield teacher
+        finally:
+            teacher.kill()
+
+
+@pytest.mark.parametrize("server", ["up", "down"])
+def test_ctrl_c_ends_watching_quietly(tmp_path: Path, server: str) -> None:
+    """Also while the client tries to reach a server that has gone."""
+    with a_run(tmp_path / "home") as run, a_watching_teacher(run) as teacher:
+        if server == "down":
+            run.process.send_signal(signal.SIGINT)
+            assert run.process.wait(10) == 0
+
+        teacher.send_signal(signal.SIGINT)
+
+        assert teacher.wait(10) == 130
+        assert teacher.stderr
+        assert teacher.stderr.read() == ""
+
+
+def test_who_pastes_without_the_setting_that_it_runs_with_is_told_why(tmp_path: Path) -> None:
+    with a_run(tmp_path / "home", ROLLCALL_JWT_AUDIENCE="school", ROLLCALL_JWT_SECRET="s" * 32) as run:
+        assert "First set there, as they are set here: ROLLCALL_JWT_SECRET, ROLLCALL_JWT_AUDIENCE.\n" in run.screen
+
+        def join(**settings: str) -> subprocess.CompletedProcess[str]:
+            environment = run.environment | {"ROLLCALL_JWT_SECRET": "s" * 32} | settings
+            return subprocess.run(run.pasted("join"), env=environment, capture_output=True, text=True, check=False)
+
+        missing = 'Token is missing the "aud" claim'
+        assert join().stderr == f"rollcall: The token is not valid: {missing} (unauthenticated)\n"
+        # A good token: nobody has started the session yet.
+        assert "session_not_active" in join(ROLLCALL_JWT_AUDIENCE="school").stdout
 
 
 def test_it_runs_and_is_killed_in_any_surroundings(tmp_path: Path, surroundings: Surroundings) -> None:
@@ -113,8 +171,11 @@ async def test_ctrl_c_stops_everything_and_a_second_run_keeps_the_data(tmp_path:
         assert run.process.stderr.read() == ""
 
     began = time.monotonic()
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", "import rollcall.__main__"], check=True)
+    loading_seconds = time.monotonic() - began
+    began = time.monotonic()
     with a_run(tmp_path / "home") as run:
-        assert time.monotonic() - began < WARM_SECONDS
+        assert time.monotonic() - began < LOADS * loading_seconds + BESIDES_SECONDS
         async with calling(run.url, tokens[1]) as student:
             again = await student.ask("joinAttendanceSession", {"session_id": session_id})
     assert (again["joined_at"], again["seq"]) == (first["joined_at"], first["seq"])

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 
 from shared.clock import parse_rfc3339
 from shared.live import Names
-from tests.system.rig import Rig, token
-from tests.system.talk import a_lecture, bearer, calling, http
+from tests.system.rig import Rig
+from tests.system.talk import a_lecture, an_admin, bearer, calling, http
 
 SECONDS = 10
 
@@ -78,6 +78,63 @@ async def test_a_lecture_is_told_as_cloud_events(cluster: Rig) -> None:
     assert events["rollcall.roll.closed.v1"]["data"]["cause"] == "ended"
 
 
+async def test_a_whole_life_is_told_without_gaps_in_any_source(cluster: Rig) -> None:
+    """Changed, marked in bulk, submitted, reopened, cancelled: every commit is there, and every number once."""
+    here, there = cluster.gateways
+    admin = an_admin()
+    async with another_service(cluster) as heard:
+        lecture = await a_lecture(here, students=3)
+        session, course = f"/sessions/{lecture.session_id}", f"/courses/{lecture.course_id}"
+        students = {"student_id": lecture.students[0], "status": "late"}, {"student_id": lecture.students[1], "status": "late"}
+        async with calling(there, admin) as caller:
+            steps = (
+                caller.ask("startAttendanceSession", lecture.about),
+                http(here, "POST", f"{course}/roster/walk-in", admin, json={"name": "W", "email": "w@example.org"}),
+                http(here, "PATCH", session, admin, json={"title": "Searching"}),
+                caller.ask("bulkUpdateAttendance", {**lecture.about, "attendanceUpdates": students}),
+                caller.ask("submitAttendance", lecture.about),
+                caller.ask("reopenAttendanceSession", {**lecture.about, "reason": "too early"}),
+                http(here, "POST", f"{session}/cancel", admin),
+            )
+            for step in steps:
+                answer = await step
+                assert answer[0] in (200, 201) if isinstance(answer, tuple) else answer["ok"], answer
+        sources: dict[str, dict[str, dict[str, Any]]] = {
+            f"/{kind}/{id_}": {}
+            for kind, id_ in (("rolls", lecture.session_id), ("sessions", lecture.session_id), ("courses", lecture.course_id))
+        }
+        last = {f"/rolls/{lecture.session_id}": "roll.closed", f"/sessions/{lecture.session_id}": "session.cancelled"}
+        async with asyncio.timeout(SECONDS):
+            while not all(
+                any(
+                    event["type"] == f"rollcall.{kind}.v1" and event["data"].get("cause", "cancelled") == "cancelled"
+                    for event in sources[source].values()
+                )
+                for source, kind in last.items()
+            ):
+                event = json.loads((await heard.get()).body)
+                if event["source"] in sources:
+                    sources[event["source"]].setdefault(event["id"], event)
+    assert "@" not in json.dumps(sources)
+    for source, events in sources.items():
+        reached = 0
+        for event in sorted(events.values(), key=lambda event: str(event["sequence"])):
+            assert event["data"]["first_seq"] == reached + 1, (source, event["type"])
+            reached = int(event["sequence"])
+    of_roll = sorted(sources[f"/rolls/{lecture.session_id}"].values(), key=lambda event: str(event["sequence"]))
+    assert [event["type"].split(".")[2] for event in of_roll] == [
+        "opened",
+        "changed",
+        "changed",
+        "closed",
+        "submitted",
+        "opened",
+        "closed",
+    ]
+    assert [change["kind"] for event in of_roll[1:3] for change in event["data"]["changes"]] == ["enrolled", "marked", "marked"]
+    assert {event["data"].get("cause") for event in of_roll if "closed" in event["type"]} == {"submitted", "cancelled"}
+
+
 async def test_the_stream_keeps_the_events_for_replay(cluster: Rig) -> None:
     lecture = await a_lecture(cluster.gateways[0])
     async with await aio_pika.connect(cluster.environment["ROLLCALL_AMQP_URL"]) as connection:
@@ -102,7 +159,7 @@ async def test_a_gateway_listens_only_to_what_it_hosts(cluster: Rig) -> None:
     async with Redis.from_url(cluster.environment["ROLLCALL_REDIS_URL"]) as redis:
         lecture = await a_lecture(cluster.gateways[0])
         name = channel.roll_channel(lecture.session_id)
-        await http(cluster.gateways[1], "POST", f"/sessions/{lecture.session_id}/start", token("admin", "admin"))
+        await http(cluster.gateways[1], "POST", f"/sessions/{lecture.session_id}/start", an_admin())
         assert await redis.pubsub_numsub(name) == [(name.encode(), 0)]
         async with calling(cluster.gateways[0], bearer(lecture.teacher, "teacher")) as teacher:
             await teacher.ask("getAttendanceSessionData", lecture.about)

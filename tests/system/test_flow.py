@@ -7,8 +7,8 @@ from itertools import product
 import asyncpg
 import pytest
 
-from tests.system.rig import Rig, token
-from tests.system.talk import Caller, a_lecture, a_session, bearer, calling, http
+from tests.system.rig import Rig
+from tests.system.talk import Caller, a_lecture, a_session, an_admin, bearer, calling, http
 
 WAYS = list(product(("/", "/attendance"), (("websocket",), ("polling", "websocket"))))
 
@@ -137,7 +137,7 @@ async def test_starting_twice_answers_alike(rig: Rig) -> None:
     teachers: list[Caller] = []
     async with (
         calling(rig.gateways[0], bearer(lecture.teacher, "teacher")) as first,
-        calling(rig.gateways[1], token("admin", "admin")) as second,
+        calling(rig.gateways[1], an_admin()) as second,
     ):
         teachers = [first, second]
         answers = await asyncio.gather(*(teacher.ask("startAttendanceSession", lecture.about) for teacher in teachers))
@@ -168,6 +168,6 @@ async def test_ending_twice_is_confirmed_twice_and_told_once(rig: Rig) -> None:
 
 async def test_a_late_student_is_late(rig: Rig) -> None:
     lecture = await a_lecture(rig.gateways[0], check_in={"late_after_minutes": 0})
-    await http(rig.gateways[0], "POST", f"/sessions/{lecture.session_id}/start", token("admin", "admin"))
+    await http(rig.gateways[0], "POST", f"/sessions/{lecture.session_id}/start", an_admin())
     async with calling(rig.gateways[1], bearer(lecture.students[0], "student")) as student:
         assert (await student.ask("joinAttendanceSession", lecture.about))["status"] == "late"

@@ -10,29 +10,24 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 import aiohttp
 import pytest
 import socketio
 
-import gateway.__main__ as gateway
-from gateway.auth import mint
+from gateway import door
+from gateway.limits import Limit
 from rollcall.launcher import Server, ServerFailed, free_port, launch, run
-from shared.clock import utc_now
-from shared.live import Names, open_redis
-from shared.memory_bus import MemoryBroker, MemoryBus
-from shared.settings import Settings
 from tests.contract.bus_talk import eventually
 from tests.rabbitmq import apt_get, no_services_started
+from tests.system.gateways import gateways_alone
+from tests.system.rig import token
 
 NGINX = Path(__file__).parents[2] / "deploy" / "nginx"
-SECRET = "s" * 32
 NAMESPACE = "/attendance"
 CLIENTS = 12
 
@@ -62,7 +57,7 @@ def nginx() -> str:
         pytest.skip(f"LEFT OUT: {failed}")
 
 
-def configure(folder: Path, port: int, gateways: list[int]) -> list[str]:
+def configure(folder: Path, port: int, gateways: list[str]) -> list[str]:
     """Write the configuration for these ports; return nginx's arguments."""
     text, changed = re.subn(r"listen 80;", f"listen 127.0.0.1:{port};", (NGINX / "nginx.conf").read_text())
     assert changed == 1
@@ -70,7 +65,7 @@ def configure(folder: Path, port: int, gateways: list[int]) -> list[str]:
 
     text, changed = re.subn(
         r"server gateway:8080 resolve (.*);",
-        lambda found: "\n".join(f"server 127.0.0.1:{port} {found[1]};" for port in gateways),
+        lambda found: "\n".join(f"server {url.removeprefix('http://')} {found[1]};" for url in gateways),
         (NGINX / "gateways.conf").read_text(),
     )
     assert changed == 2
@@ -82,8 +77,8 @@ def configure(folder: Path, port: int, gateways: list[int]) -> list[str]:
 
 
 @contextmanager
-def serving(nginx: str, folder: Path, gateways: list[int]) -> Iterator[Server]:
-    """Run nginx in front of gateways on these ports."""
+def serving(nginx: str, folder: Path, gateways: list[str]) -> Iterator[Server]:
+    """Run nginx in front of gateways at these addresses."""
     port = free_port()
     # It says nothing when it is ready, so its port is asked.
     arguments = [nginx, *configure(folder, port, gateways)]
@@ -103,32 +98,11 @@ async def listening(server: Server) -> None:
     await eventually(is_open)
 
 
-@asynccontextmanager
-async def two_gateways(redis_url: str) -> AsyncIterator[list[int]]:
-    """Two gateways that share a Redis and a bus; nobody works behind them. Yields their ports."""
-    names, broker, ports = Names(f"test-{uuid4().hex}"), MemoryBroker(), [free_port(), free_port()]
-    async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(open_redis(redis_url))
-        for port in ports:
-            settings = Settings.from_env(
-                {
-                    "ROLLCALL_REDIS_URL": redis_url,
-                    "ROLLCALL_JWT_SECRET": SECRET,
-                    "ROLLCALL_HOST": "127.0.0.1",
-                    "ROLLCALL_PORT": str(port),
-                }
-            )
-            bus = MemoryBus(broker)
-            stack.push_async_callback(bus.close)
-            await stack.enter_async_context(gateway.serve(settings, bus, redis, names, utc_now))
-        yield ports
-
-
 @pytest.fixture
 async def front(nginx: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Server]:
     """nginx, in front of two gateways."""
-    async with two_gateways(redis_url) as ports:
-        with serving(nginx, tmp_path, ports) as server:
+    async with gateways_alone(redis_url, {"ROLLCALL_TRUSTED_PROXIES": "127.0.0.1"}) as gateways:
+        with serving(nginx, tmp_path, list(gateways)) as server:
             await listening(server)
             yield server
 
@@ -142,11 +116,11 @@ class Client:
 
     async def visit(self, url: str) -> str:
         """Do all of that; return the transport it ended on."""
-        token = mint(SECRET, subject="s1", role="student", name="Ann", lifetime=timedelta(hours=1), now=utc_now())
+        shown = token("s1", "student")
         async with aiohttp.ClientSession(headers={"User-Agent": self._user_agent}) as session:
             client = socketio.AsyncClient(reconnection=False, http_session=session)
             await client.connect(
-                url, auth={"token": token}, transports=self._transports, namespaces=[NAMESPACE], wait_timeout=10
+                url, auth={"token": shown}, transports=self._transports, namespaces=[NAMESPACE], wait_timeout=10
             )
             try:
                 answer: dict[str, Any] = await client.call("nobody knows this", {}, namespace=NAMESPACE, timeout=10)
@@ -168,7 +142,7 @@ def requests(server: Server, uri: str = "/socket.io/") -> Counter[str]:
 
 
 def test_nginx_understands_the_configuration(nginx: str, tmp_path: Path) -> None:
-    arguments = configure(tmp_path, free_port(), [free_port(), free_port()])
+    arguments = configure(tmp_path, free_port(), [f"http://127.0.0.1:{free_port()}" for _ in range(2)])
 
     run("nginx -t", [nginx, "-t", *arguments], log=tmp_path / "test.log")
 
@@ -222,6 +196,16 @@ async def test_clients_that_begin_as_websockets_are_spread_evenly(front: Server)
     assert min(requests(front).values()) >= CLIENTS // 3
 
 
+async def test_newcomers_go_past_a_gateway_that_is_going_away(nginx: str, redis_url: str, tmp_path: Path) -> None:
+    """However they begin, and without hearing of it."""
+    async with gateways_alone(redis_url) as gateways:
+        with serving(nginx, tmp_path, list(gateways)) as server:
+            await listening(server)
+            await next(iter(gateways.values())).leave()
+            for client in browsers(["websocket"]) + browsers(["polling"]):
+                await client.visit(server.url)
+
+
 async def test_no_websocket_is_compressed(front: Server) -> None:
     url = f"{front.url}/socket.io/?EIO=4&transport=websocket"
     async with aiohttp.ClientSession() as session, session.ws_connect(url, compress=15) as socket:
@@ -231,7 +215,7 @@ async def test_no_websocket_is_compressed(front: Server) -> None:
 async def test_http_comes_through_and_nothing_else_does(front: Server) -> None:
     statuses = {}
     async with aiohttp.ClientSession(front.url) as session:
-        for path in ("/health/live", "/health/ready", "/api/v1/courses", "/metrics", "/"):
+        for path in ("/health/live", "/health/ready", "/api/v1/courses", "/docs", "/docs/docs.js", "/docsx", "/metrics", "/"):
             async with session.get(path) as answer:
                 statuses[path] = answer.status, answer.content_type
     json = "application/json"
@@ -239,9 +223,13 @@ async def test_http_comes_through_and_nothing_else_does(front: Server) -> None:
         "/health/live": (200, json),
         "/health/ready": (200, json),
         "/api/v1/courses": (401, json),
+        "/docs": (200, "text/html"),
+        "/docs/docs.js": (200, "text/javascript"),
+        "/docsx": (404, json),
         "/metrics": (404, json),
         "/": (404, json),
     }
+    assert set(requests(front, "/docsx")) <= {"-"}
 
 
 async def test_the_log_tells_no_session_id(front: Server) -> None:
@@ -250,3 +238,27 @@ async def test_the_log_tells_no_session_id(front: Server) -> None:
 
     assert requests(front)
     assert "sid=" not in front.log.read_text()
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address may show few bad tokens."""
+    monkeypatch.setattr(door, "REFUSED_TOKENS", Limit(burst=30, per_second=0.5))
+
+
+async def test_a_client_is_known_by_its_own_address_whatever_it_claims(few: None, front: Server) -> None:
+    """Bad tokens from one address are refused as too many, each with another claim; from another address they are not."""
+
+    async def shown(session: aiohttp.ClientSession, claimed: str) -> int:
+        headers = {"Authorization": "Bearer bad", "X-Forwarded-For": claimed}
+        async with session.get(f"{front.url}/api/v1/courses", headers=headers) as answer:
+            return answer.status
+
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))) as one,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=("127.0.0.3", 0))) as other,
+    ):
+        async with asyncio.timeout(30):
+            while 429 not in await asyncio.gather(*(shown(one, f"192.0.2.{number}") for number in range(50))):
+                pass
+        assert await shown(other, "127.0.0.2") == 401

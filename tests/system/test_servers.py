@@ -22,7 +22,7 @@ from rollcall.launcher import PortTaken, Server, ServerFailed, launch
 from rollcall.servers import package_folder, start_postgres, start_valkey
 from tests import rabbitmq
 from tests.conftest import NewDatabase
-from tests.system.family import Process, descendants, eventually
+from tests.system.family import Process, descendants, eventually, everyone
 from tests.system.surroundings import AS_ROOT, SOMEONE, Surroundings, ordinary_user, refused_namespaces
 
 PARENT = """
@@ -113,6 +113,25 @@ def test_no_broker_outlives_a_killed_parent(tmp_path: Path, amqp_available: None
         parent.process.kill()
 
         eventually(lambda: not any(process.lives() for process in family), 10, "the broker outlives its parent")
+
+
+@pytest.mark.usefixtures("rabbitmq")
+def test_asking_a_broker_that_has_gone_leaves_no_name_server(tmp_path: Path) -> None:
+    """Erlang would start one as a daemon, on the port of the one that ended with its node, and it would stay for ever."""
+    broker = rabbitmq.start_rabbitmq(tmp_path / "rabbitmq")
+    port = f"ERL_EPMD_PORT={broker.environment['ERL_EPMD_PORT']}\0".encode()
+    assert "rollcall@localhost" in broker.call("erlang, node", "")
+    broker.stop()
+
+    with pytest.raises(ServerFailed):
+        broker.call("erlang, node", "")
+    with pytest.raises(subprocess.CalledProcessError):
+        broker.control("list_vhosts")
+
+    left = [process.pid for process in everyone() if process.name() == "epmd" and port in process.environment()]
+    for pid in left:
+        os.kill(pid, signal.SIGTERM)
+    assert left == []
 
 
 def test_ctrl_c_in_the_terminal_reaches_only_the_parent(postgres_url: str, redis_url: str) -> None:
@@ -251,7 +270,7 @@ def test_a_left_over_lock_with_a_reused_number_is_no_obstacle(tmp_path: Path) ->
 def test_two_at_once_on_the_same_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "PREDECESSOR_SECONDS", 0.1)
     with running(start_postgres(tmp_path / "postgres", durable=False)) as first:
-        with pytest.raises(ServerFailed, match=f"process {first.process.pid}"):
+        with pytest.raises(ServerFailed, match=rf"`make run` \(process {os.getpid()}\).*\(process {first.process.pid}\)"):
             start_postgres(tmp_path / "postgres", durable=False)
 
         assert query(first.url, "SELECT 1") == "1"
@@ -418,14 +437,23 @@ def test_a_broker_is_installed_without_its_service_and_without_hanging(tmp_path:
     assert not policy.exists()
 
 
-@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
-def test_a_missing_broker_is_said_loudly_and_fails_in_ci(tmp_path: Path, ci: str, outcome: str) -> None:
+AT_ONCE = ("-p", "xdist", "-n", "1")
+
+
+@pytest.mark.parametrize(
+    ("ci", "workers", "outcome"), [("", (), "1 skipped"), ("", AT_ONCE, "1 skipped"), ("true", (), "1 error")]
+)
+def test_a_missing_broker_is_said_loudly_and_fails_in_ci(
+    tmp_path: Path, ci: str, workers: tuple[str, ...], outcome: str
+) -> None:
+    """In the tests' own process, and where `make test` has them run in others."""
     (tmp_path / "no_broker.py").write_text(
         "from pathlib import Path\nfrom tests import rabbitmq\n"
         "rabbitmq.RABBITMQ_SERVER = Path('/nowhere')\nrabbitmq.shutil.which = lambda name: None\n"
     )
     (tmp_path / "test_it.py").write_text("def test_that_needs_a_broker(amqp_url): pass\n")
     environment = {name: value for name, value in os.environ.items() if name != "ROLLCALL_TEST_AMQP_URL"}
+    environment |= {"CI": ci, "PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
     done = subprocess.run(
         [
@@ -436,13 +464,14 @@ def test_a_missing_broker_is_said_loudly_and_fails_in_ci(tmp_path: Path, ci: str
             "tests.conftest",
             "-p",
             "no_broker",
+            *workers,
             "-c",
             "/dev/null",
             "--rootdir",
             tmp_path,
             tmp_path,
         ],
-        env=environment | {"CI": ci, "PYTHONPATH": str(tmp_path)},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

@@ -1,20 +1,22 @@
 """An operator's mistake ends the process at once: one line that names the setting, exit status 1, no traceback."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from rollcall.launcher import free_port
 from tests.conftest import NewDatabase
 from tests.system.rig import SECRET, unique
+from tests.system.starting import Ended
 
 SECONDS = 10
 MIGRATED, UNMIGRATED, REFUSING, SILENT, TAKEN = "migrated", "unmigrated", "refusing", "silent", "taken"
@@ -22,6 +24,8 @@ GATEWAY = "gateway"
 SERVICES = ("session_service", "attendance_service")
 AMQP, REDIS, DATABASE = "ROLLCALL_AMQP_URL", "ROLLCALL_REDIS_URL", "ROLLCALL_DATABASE_URL"
 JWT, PORT, HEALTH, LEVEL = "ROLLCALL_JWT_SECRET", "ROLLCALL_PORT", "ROLLCALL_HEALTH_PORT", "ROLLCALL_LOG_LEVEL"
+JWKS, PROXIES = "ROLLCALL_JWT_JWKS_URL", "ROLLCALL_TRUSTED_PROXIES"
+AUTO_END = "ROLLCALL_AUTO_END_MINUTES"
 SCHEMES = {AMQP: "amqp", REDIS: "redis", DATABASE: "postgresql"}
 
 
@@ -49,7 +53,11 @@ def mistakes() -> Iterator[Mistake]:
             yield Mistake(module, setting, f"{scheme}://user:hush@127.0.0.1:{{{REFUSING}}}/x", "cannot")
             yield Mistake(module, setting, f"{scheme}://user:hush@127.0.0.1:{{{SILENT}}}/x", "cannot")
         if module == GATEWAY:
-            yield Mistake(module, JWT, None, "is not set")
+            yield Mistake(module, JWT, None, "is not set, and neither is ROLLCALL_JWT_JWKS_URL")
+            yield Mistake(module, PROXIES, "nginx", "must be networks like 10.0.0.0/8")
+            yield Mistake(module, JWKS, f"http://user:hush@127.0.0.1:{{{REFUSING}}}/keys", "it cannot be reached")
+            yield Mistake(module, JWKS, f"http://user:hush@127.0.0.1:{{{SILENT}}}/keys", "no answer within 5 s")
+            yield Mistake(module, JWKS, "keys.json", "must be a URL like http://")
             yield Mistake(module, PORT, f"{{{TAKEN}}}", "cannot listen on 127.0.0.1:")
         else:
             yield Mistake(module, DATABASE, f"{{{UNMIGRATED}}}", "run `rollcall migrate`")
@@ -57,55 +65,50 @@ def mistakes() -> Iterator[Mistake]:
         yield Mistake(module, JWT, "s" * 31, "must have at least 32 bytes")
         yield Mistake(module, HEALTH, f"{{{TAKEN}}}", "cannot listen on 127.0.0.1:")
         yield Mistake(module, LEVEL, "chatty", "must be one of debug, info, warning, error")
+        yield Mistake(module, AUTO_END, "soon", "must be off, or minutes from 0 to 1440, not 'soon'")
 
 
 MISTAKES = tuple(mistakes())
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a process ended."""
-
-    status: int
-    out: str
-    err: str
-    seconds: float
-
-
-@dataclass
 class Starter:
-    """Starts a process with everything right but one setting. Few at a time: their seconds are measured."""
+    """Starts processes with everything right but one setting."""
 
     right: Mapping[str, str]
     places: Mapping[str, object]
-    pool: ThreadPoolExecutor
-    ended: dict[Mistake, Future[Ended]] = field(default_factory=dict)
+    folder: Path
 
-    def begin(self, mistake: Mistake) -> Future[Ended]:
-        """Start one, without waiting."""
-        environment = {**self.right, HEALTH: str(free_port()), PORT: str(free_port())}
+    def environment(self, mistake: Mistake) -> dict[str, str]:
+        """The settings with this mistake in them."""
+        environment = {**self.right, HEALTH: str(free_port()), PORT: str(free_port()), "PATH": os.environ["PATH"]}
         environment.pop(mistake.setting, None)
+        if mistake.setting == JWKS:
+            environment.pop(JWT)
         if mistake.value is not None:
             environment[mistake.setting] = mistake.value.format_map(dict(self.places))
-        return self.pool.submit(start, mistake.module, environment)
+        return environment
 
-
-def start(module: str, environment: Mapping[str, str]) -> Ended:
-    """Run a process to its end."""
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        timeout=3 * SECONDS,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
+    def start(self, module: str) -> dict[Mistake, Ended]:
+        """Make every mistake in one module, and return how each ended."""
+        mistakes = [mistake for mistake in MISTAKES if mistake.module == module]
+        (folder := self.folder / module).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.system.starting", module, folder],
+            input=json.dumps([self.environment(mistake) for mistake in mistakes]),
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            timeout=6 * SECONDS,
+            check=True,
+        )
+        return dict(zip(mistakes, (Ended(**each) for each in json.loads(done.stdout)), strict=True))
 
 
 @pytest.fixture(scope="module")
-def starter(new_database: NewDatabase, redis_url: str, amqp_url: str) -> Iterator[Starter]:
+def starter(
+    tmp_path_factory: pytest.TempPathFactory, new_database: NewDatabase, redis_url: str, amqp_url: str
+) -> Iterator[Starter]:
     """Three servers that are there, and places where there is nothing, nobody answers, or somebody else listens."""
     with ExitStack() as stack:
         migrated, unmigrated = (stack.enter_context(new_database()) for _ in range(2))
@@ -131,23 +134,20 @@ def starter(new_database: NewDatabase, redis_url: str, amqp_url: str) -> Iterato
             SILENT: silent.getsockname()[1],
             TAKEN: taken.getsockname()[1],
         }
-        # Most keep a processor busy for a second; some only wait, for five.
-        with ThreadPoolExecutor(max_workers=2 * (os.cpu_count() or 1)) as pool:
-            yield Starter(right, places, pool)
+        yield Starter(right, places, tmp_path_factory.mktemp("starting"))
 
 
-@pytest.fixture
-def ended(request: pytest.FixtureRequest, starter: Starter) -> Ended:
-    """How the mistake of this test ended; all those that will be asked for are begun with the first."""
-    if not starter.ended:
-        wanted = (getattr(item, "callspec", None) for item in request.session.items)
-        mistakes = [spec.params["mistake"] for spec in wanted if spec is not None and "mistake" in spec.params]
-        starter.ended.update({mistake: starter.begin(mistake) for mistake in mistakes})
-    return starter.ended[request.getfixturevalue("mistake")].result()
+@pytest.fixture(scope="module")
+def endings(starter: Starter) -> dict[Mistake, Ended]:
+    """How each mistake ended; the modules are started side by side, since some only wait, for five seconds."""
+    modules = (GATEWAY, *SERVICES)
+    with ThreadPoolExecutor(len(modules)) as pool:
+        return {mistake: ended for each in pool.map(starter.start, modules) for mistake, ended in each.items()}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=str)
-def test_a_mistake_is_one_line_that_names_the_setting(mistake: Mistake, ended: Ended) -> None:
+def test_a_mistake_is_one_line_that_names_the_setting(mistake: Mistake, endings: dict[Mistake, Ended]) -> None:
+    ended = endings[mistake]
     lines = ended.err.splitlines()
 
     assert len(lines) == 1, ended.err
@@ -156,3 +156,20 @@ def test_a_mistake_is_one_line_that_names_the_setting(mistake: Mistake, ended: E
     assert "hush" not in lines[0]
     assert (ended.status, ended.out) == (1, "")
     assert ended.seconds < SECONDS
+
+
+@pytest.mark.parametrize("module", [GATEWAY, *SERVICES])
+def test_it_is_the_same_where_the_code_is_still_to_be_loaded(module: str, starter: Starter) -> None:
+    """As it is in earnest; above, the code has been loaded before."""
+    mistake = next(each for each in MISTAKES if (each.module, each.setting) == (module, HEALTH))
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        env=starter.environment(mistake),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith(f"rollcall: {HEALTH}: {mistake.says}")

@@ -4,6 +4,8 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+import uvloop
+from msgspec.structs import replace
 
 from gateway.calls import Calls
 from shared.bus import Delivery
@@ -13,7 +15,7 @@ from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import ATTENDANCE_COMMANDS, Actor, JoinRoll, RollJoined, decode_commands
 from shared.worker import encode_answer
 
-JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2, roll_seq=2)
+JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2, roll_seq=2, course_id="c1")
 
 
 def a_join(seconds: float = 0.2) -> JoinRoll:
@@ -88,3 +90,34 @@ async def test_a_command_taken_but_not_answered_is_a_timeout() -> None:
     with pytest.raises(Refused) as refused:
         await asking
     assert (refused.value.code, refused.value.retryable) == ("timeout", True)
+
+
+async def test_a_command_whose_time_is_over_is_a_timeout_and_not_sent() -> None:
+    sent: list[bytes] = []
+
+    class Bus(MemoryBus):
+        async def send(self, queue: str, command: bytes) -> None:
+            sent.append(command)
+
+    calls = Calls(Bus(MemoryBroker()), utc_now)
+    with pytest.raises(Refused) as refused:
+        await calls.ask(a_join(seconds=0), RollJoined)
+    await asyncio.sleep(0)
+
+    assert (refused.value.code, refused.value.retryable, sent) == ("timeout", True, [])
+
+
+def test_who_asks_with_no_time_left_is_told_as_everybody_is() -> None:
+    """On uvloop, as in use: a timer that is to fire at once is of another kind there, and callers were told `internal`."""
+
+    async def ask_late() -> None:
+        calls = await calls_on(MemoryBroker())
+        asking = [asyncio.ensure_future(calls.ask(a_join(), RollJoined)) for _ in range(2)]
+        now = utc_now()
+        calls._clock = lambda: now
+        late = [replace(a_join(), deadline=now + timedelta(microseconds=left)) for left in (400, 200)]
+        asking += [asyncio.ensure_future(calls.ask(command, RollJoined)) for command in late]
+        refusals = await asyncio.gather(*asking, return_exceptions=True)
+        assert [refusal.code for refusal in refusals if isinstance(refusal, Refused)] == ["unavailable"] * 4, refusals
+
+    uvloop.run(ask_late())

@@ -3,25 +3,30 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from shared.clock import utc_now
 from shared.errors import Unavailable
-from shared.memory_bus import MemoryBroker, MemoryBus
+from shared.memory_bus import MemoryBroker, MemoryBus, _Message
 from shared.messages import (
     ATTENDANCE_COMMANDS,
+    ATTENDANCE_EVENTS,
     Actor,
     JoinRoll,
+    MarkRecords,
     ReplyTo,
     RollJoined,
     decode_answers,
     encode,
 )
-from shared.outbox import OutboxRow
+from shared.outbox import OutboxRow, outgoing
 from shared.worker import Outcome, Worker, working
+from tests.contract.room_talk import a_close
 
 
 def a_join(student_id: str, *, seconds: float = 30) -> JoinRoll:
@@ -62,7 +67,7 @@ class Desk:
             outcome = Outcome()
             for command in commands:
                 at = "2026-11-24T09:00:00.000Z"
-                result = RollJoined(session_id="s", status="present", joined_at=at, seq=2, roll_seq=2)
+                result = RollJoined(session_id="s", status="present", joined_at=at, seq=2, roll_seq=2, course_id="c1")
                 outcome.answer(command.reply_to, result)
             return outcome
 
@@ -82,6 +87,11 @@ class Desk:
         ]
         await asyncio.gather(*(self.bus.send(ATTENDANCE_COMMANDS, body) for body in bodies))
         await asyncio.sleep(0)
+
+    async def send_whole(self, body: bytes) -> None:
+        """Put a message on the queue as it is, and wait until it is acknowledged."""
+        async with asyncio.timeout(5):
+            await self.broker.queues[ATTENDANCE_COMMANDS].put(_Message(body))
 
 
 def nothing(_: Sequence[str]) -> None:
@@ -112,6 +122,60 @@ async def test_a_command_nobody_knows_spoils_no_other() -> None:
     assert [parked.body for parked in desk.broker.parked] == [b'[{"type":"DanceOnRoll","session_id":"s"}]']
 
 
+NESTED = b"[" * 5000 + b"]" * 5000
+NO_TEXT = b'{"type":"JoinRoll","session_id":"\xff"}'
+
+
+async def test_what_cannot_even_be_taken_apart_is_parked_and_the_worker_goes_on() -> None:
+    """Nesting beyond what can be read, and bytes that are no text, beside a sound command too: each once killed the worker."""
+    desk = Desk()
+    async with desk.served(nothing):
+        await desk.send_whole(NESTED)
+        await desk.send_whole(b"[" + NO_TEXT + b"]")
+        await desk.send(a_join("ann"), NO_TEXT, a_join("ben"))
+    assert desk.answers == {"ann": "joined", "ben": "joined"}
+    assert [parked.body for parked in desk.broker.parked] == [NESTED, b"[" + NO_TEXT + b"]", b"[" + NO_TEXT + b"]"]
+    assert all(parked.reason.startswith("malformed: ") for parked in desk.broker.parked)
+
+
+@pytest.mark.parametrize("body", [NESTED, NO_TEXT, b'{"id":"\xff"}'])
+async def test_an_event_that_cannot_be_read_is_parked(body: bytes) -> None:
+    broker = MemoryBroker()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    async with working([Worker(MemoryBus(broker), ATTENDANCE_EVENTS, {}, publish, utc_now)]), asyncio.timeout(5):
+        await broker.queues[ATTENDANCE_EVENTS].put(_Message(body))
+    assert [parked.body for parked in broker.parked] == [body]
+
+
+async def test_a_defect_of_the_worker_strands_nothing() -> None:
+    """Telling of what was done fails for one of three messages: that one is parked whole, and the others are done."""
+    broker, handled, told = MemoryBroker(), list[str](), list[str]()
+
+    async def join(commands: Sequence[JoinRoll]) -> Outcome:
+        students = [command.actor.id for command in commands]
+        handled.extend(students)
+        return Outcome(events=[outgoing(a_close(number), [student]) for number, student in enumerate(students, 1)])
+
+    async def publish(rows: Sequence[OutboxRow]) -> None:
+        students = [row.channels[0] for row in rows]
+        if "eve" in students:
+            raise ZeroDivisionError("\ud800")
+        told.extend(students)
+
+    bodies = {name: b"[" + encode(a_join(name)) + b"]" for name in ("ann", "eve", "joe")}
+    outcomes = [broker.queues[ATTENDANCE_COMMANDS].put(_Message(body)) for body in bodies.values()]
+    worker = Worker(MemoryBus(broker), ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)
+    with capture_logs() as logs:
+        async with working([worker]), asyncio.timeout(5):
+            await asyncio.gather(*outcomes)
+    assert [(parked.body, parked.reason) for parked in broker.parked] == [(bodies["eve"], "ZeroDivisionError: ?")]
+    assert told == ["ann", "joe"]
+    assert [entry["event"] for entry in logs] == ["worker.parked"]
+
+
 async def test_while_a_server_is_away_nothing_is_refused_or_parked() -> None:
     desk = Desk()
     failures = iter([Unavailable("Postgres"), Unavailable("Postgres")])
@@ -123,6 +187,45 @@ async def test_while_a_server_is_away_nothing_is_refused_or_parked() -> None:
     async with desk.served(spoils):
         await desk.send(a_join("ann"))
     assert (desk.answers, desk.broker.parked) == ({"ann": "joined"}, [])
+
+
+async def test_what_is_done_alone_is_each_in_time_or_not_done_and_keeps_nobody_waiting() -> None:
+    """A bulk takes as long as hundreds of joins: what came with it is done first, and the next bulk may be too late by then."""
+    queue, now = "q", utc_now()
+    broker = MemoryBroker()
+    handled: list[tuple[str, ...]] = []
+    late: list[timedelta] = []
+
+    async def note(commands: Sequence[JoinRoll | MarkRecords]) -> Outcome:
+        handled.append(tuple(command.command_id for command in commands))
+        if isinstance(commands[0], MarkRecords):
+            late.append(timedelta(seconds=31))
+        return Outcome()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    def clock() -> datetime:
+        return now + sum(late, timedelta())
+
+    bulks = [
+        MarkRecords(
+            command_id=name,
+            actor=Actor("t", "T", "teacher"),
+            received_at=now,
+            deadline=now + timedelta(seconds=seconds),
+            session_id="s",
+            marks=(),
+            reply_to=ReplyTo(queue, name),
+        )
+        for name, seconds in (("first", 30), ("late", 30), ("patient", 60))
+    ]
+    joins = [replace(a_join(name), deadline=now + timedelta(seconds=30)) for name in ("ann", "ben")]
+    body = b",".join(map(encode, (bulks[0], joins[0], bulks[1], joins[1], bulks[2])))
+    worker = Worker(MemoryBus(broker), ATTENDANCE_COMMANDS, {JoinRoll: note, MarkRecords: note}, publish, clock)
+    async with working([worker]):
+        await MemoryBus(broker).send(ATTENDANCE_COMMANDS, body)
+    assert handled == [("c-ann", "c-ben"), ("first",), ("patient",)]
 
 
 async def test_a_command_past_its_deadline_is_never_done() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from attendance_service import handlers
 from attendance_service.live import LiveRolls
 from attendance_service.store import RollStore
-from attendance_service.tables import SCHEMA
+from attendance_service.tables import NEWEST, SCHEMA
 from shared.amqp import open_amqp
 from shared.bus import Bus
 from shared.clock import Clock, utc_now
@@ -47,6 +47,7 @@ async def serve(
 
     async with guarded(sweep), working(workers):
         yield ready
+    await outbox.finish(engine)
 
 
 async def main() -> None:
@@ -54,7 +55,7 @@ async def main() -> None:
     settings = Settings.from_env(os.environ, needs=NEEDS, health_port=HEALTH_PORT)
     configure_logging(settings.log_level)
     async with (
-        open_database(settings.database_url, schema=SCHEMA) as engine,
+        open_database(settings.database_url, schema=SCHEMA, newest=NEWEST) as engine,
         open_redis(settings.redis_url) as redis,
         open_amqp(settings.amqp_url) as bus,
         serve(bus, engine, redis, Names(settings.redis_prefix), utc_now) as ready,

@@ -6,10 +6,9 @@ All of it can be rebuilt; losing it costs speed, not truth.
 from collections.abc import Sequence
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from shared.errors import Unavailable
-from shared.live import Names
+from shared.live import AWAY, Names
 from shared.outbox import OutboxRow
 
 HEAD_TTL_SECONDS = 24 * 3600
@@ -38,5 +37,5 @@ class LiveRolls:
                 pipeline.publish(channel, row.event.body)
         try:
             await pipeline.execute()
-        except (RedisError, OSError) as error:
+        except AWAY as error:
             raise Unavailable(f"Redis: {error}") from error

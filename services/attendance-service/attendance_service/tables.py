@@ -1,15 +1,27 @@
 """The tables of schema `attendance`, for migrations and for reading; the SQL that uses them is in `store`."""
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Index, Integer, LargeBinary, MetaData, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.outbox import outbox_table
 
 SCHEMA = "attendance"
+NEWEST = "entry_row"
+"""What the last migration has made: a service does not start where that is missing."""
 ID = Text(collation="C")
 metadata = MetaData(schema=SCHEMA)
 
-# The head of each roll. `opening` and `closing` are the events as they were published, for whoever must hear them again.
+# What session-service says of courses: who may act on their rolls now, whoever taught when a roll was opened.
+courses = Table(
+    "courses",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("teacher_ids", JSONB, nullable=False),
+)
+
+# The head of each roll. The versions say how far it has heard of its session: of anything, of its starts (and reopenings),
+# of its ends (and cancelling), and of the roster.
 rolls = Table(
     "rolls",
     metadata,
@@ -26,11 +38,14 @@ rolls = Table(
     Column("late_at", DateTime(timezone=True)),
     Column("closes_at", DateTime(timezone=True)),
     Column("cause", Text),
-    Column("opening", LargeBinary, nullable=False),
-    Column("closing", LargeBinary),
+    Column("session_version", BigInteger, nullable=False),
+    Column("started_version", BigInteger, nullable=False),
+    Column("ended_version", BigInteger, nullable=False),
+    Column("roster_version", BigInteger, nullable=False),
+    Index("rolls_course_id", "course_id"),
 )
 
-# No index on seq: a roll is one range of the key, and updates stay heap-only.
+# No index on seq: a roll is one range of the key, and updates stay heap-only. The other index is for one's own records.
 records = Table(
     "records",
     metadata,
@@ -46,6 +61,8 @@ records = Table(
     Column("joined_at", DateTime(timezone=True)),
     Column("joined_seq", BigInteger),
     Column("joined_status", Text),
+    Column("enrolled", Boolean, nullable=False),
+    Index("records_student_id", "student_id", "session_id"),
 )
 
 # Append-only: the audit trail.
@@ -65,6 +82,29 @@ history = Table(
     Column("reason", Text),
     Column("remarks", Text),
     Column("command_id", Text),
+    # For what happened to one student's records.
+    Index("history_student_id", "session_id", "student_id", postgresql_where=text("student_id IS NOT NULL")),
+)
+
+# The events of a roll itself (opened, closed, submitted) as they were first published, for whoever must hear them again.
+milestones = Table(
+    "milestones",
+    metadata,
+    Column("session_id", ID, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+# What each mark, bulk, clearing and submission was answered, so that a repeat is answered to the letter.
+answers = Table(
+    "answers",
+    metadata,
+    Column("session_id", ID, primary_key=True),
+    Column("actor_id", ID, primary_key=True),
+    Column("command_id", ID, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("answer", LargeBinary, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False),
 )
 
 outbox = outbox_table(metadata)

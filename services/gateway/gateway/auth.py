@@ -1,19 +1,23 @@
 """Tokens: checked and minted here and nowhere else."""
 
 import re
+from base64 import urlsafe_b64decode
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import jwt
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
+from gateway.keys import SECRET_ALGORITHM, Keys
 from shared.errors import Refused
 from shared.messages import Actor, Role
 
-LEEWAY_SECONDS = 30
-_ALGORITHM = "HS256"
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_NAME_CHARACTERS = 200
+LEEWAY_SECONDS: Final = 30
+MAX_TOKEN_CHARACTERS: Final = 8192
+"""As long as a header of HTTP may be; what is longer is not even read."""
+_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_NAME_CHARACTERS: Final = 200
 
 
 class User(Struct, frozen=True):
@@ -22,41 +26,62 @@ class User(Struct, frozen=True):
     actor: Actor
     expires_at: datetime
 
+    def welcome_until(self, now: datetime) -> datetime:
+        """Tell until when a connection that shows this token now may last: who came within the leeway has all of it."""
+        return self.expires_at if now < self.expires_at else self.expires_at + timedelta(seconds=LEEWAY_SECONDS)
+
+
+class _Header(Struct):
+    """What is looked at of a token's header. Where else a key might be found (`jku`, `x5u`, `jwk`, `x5c`) is not."""
+
+    alg: str
+    kid: str | None = None
+    crit: Raw | UnsetType = UNSET
+
 
 class Tokens:
-    """Checks tokens against one secret; `audience` and `issuer` are checked when they are not empty."""
+    """Checks tokens against some keys; `audience` and `issuer` are checked when they are not empty."""
 
-    def __init__(self, secret: str, *, audience: str = "", issuer: str = "") -> None:
-        self._secret = secret
+    def __init__(self, keys: Keys, *, audience: str = "", issuer: str = "") -> None:
+        self._keys = keys
         self._audience = audience
         self._issuer = issuer
 
-    def check(self, token: object) -> User:
-        """Tell whose token this is; raise Refused with `token_expired` or `unauthenticated`."""
-        if not isinstance(token, str) or not token:
+    async def check(self, token: object) -> User:
+        """Tell whose token this is; raise Refused with `token_expired`, `unauthenticated`, or `unavailable` without its key.
+
+        Waits only for a key that is not known yet.
+        """
+        if not isinstance(token, str) or not token or len(token) > MAX_TOKEN_CHARACTERS:
             raise Refused("unauthenticated")
+        header = _header(token)
+        key = await self._keys.find(header.alg, header.kid)
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
-                self._secret,
-                algorithms=[_ALGORITHM],
+                key,
+                algorithms=[header.alg],
                 leeway=LEEWAY_SECONDS,
                 audience=self._audience or None,
                 issuer=self._issuer or None,
-                # The contract says what is checked: not when a token was issued, by a clock that may be a minute ahead.
+                # The contract says what is checked: not when a token was issued, by a clock that may be a minute ahead,
+                # and not what else names it.
                 options={
                     "require": ["exp"],
                     "verify_aud": bool(self._audience),
                     "verify_sub": False,
                     "verify_iat": False,
+                    "verify_jti": False,
                 },
             )
             return _user(claims)
         except jwt.ExpiredSignatureError:
             raise Refused("token_expired") from None
-        # The others: a token that is not Unicode, and an `exp` that is no time or beyond the calendar.
-        except (jwt.InvalidTokenError, ValueError, OverflowError, OSError, TypeError) as error:
+        except jwt.InvalidTokenError as error:
             raise Refused("unauthenticated", f"The token is not valid: {error}") from None
+        # A token that is not Unicode, and an `exp` that is no time or beyond the calendar.
+        except (ValueError, OverflowError, OSError, TypeError, RecursionError):
+            raise Refused("unauthenticated", "The token is not valid") from None
 
 
 def mint(
@@ -73,7 +98,19 @@ def mint(
     """Make a token, for trying out and for tests; `audience` and `issuer` are left out when empty."""
     claims = {"sub": subject, "role": role, "name": name, "iat": now, "exp": now + lifetime}
     claims |= {name: value for name, value in (("aud", audience), ("iss", issuer)) if value}
-    return jwt.encode(claims, secret, algorithm=_ALGORITHM)
+    return jwt.encode(claims, secret, algorithm=SECRET_ALGORITHM)
+
+
+def _header(token: str) -> _Header:
+    """Read a token's header, which nobody has signed yet; what it asks us to understand, we do not."""
+    encoded = token.partition(".")[0]
+    try:
+        header = msgspec.json.decode(urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)), type=_Header)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise Refused("unauthenticated", "The token is not valid") from None
+    if header.crit is not UNSET:
+        raise Refused("unauthenticated", "The token's header names critical extensions, and none is known")
+    return header
 
 
 def _user(claims: dict[str, Any]) -> User:

@@ -1,42 +1,152 @@
 """What callers send, described: a payload is read into one of these, or refused as `invalid` with every fault named."""
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from shared.errors import Refused
-from shared.messages import CheckIn, Student
+from shared.messages import CheckIn, CheckInPatch, Status
 
 MAX_PAYLOAD_BYTES: Final = 4 * 1024
-MAX_FRAME_BYTES: Final = 256 * 1024
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-MAX_STUDENTS: Final = 50_000
+MAX_BULK_BYTES: Final = 256 * 1024
+MAX_FRAME_BYTES: Final = MAX_BULK_BYTES + 1024
+"""The largest payload, with its namespace and its event's name around it."""
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""As much as a body over HTTP may have, unless its operation says otherwise."""
 
 Id = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.:-]{1,64}\Z")]
 # A NUL is a letter that Postgres cannot store.
 Line = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\A[^\x00\r\n]*\Z")]
 Text = Annotated[str, Meta(max_length=2000, pattern=r"\A[^\x00]*\Z")]
+Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"\A[^\x00]*[^\s\x00][^\x00]*\Z")]
+Seq = Annotated[int, Meta(ge=0, le=2**53)]
 TimeOfDay = Annotated[str, Meta(pattern=r"\A([01][0-9]|2[0-3]):[0-5][0-9]\Z")]
+Day = Annotated[Line, Meta(description="A day: 2026-11-24, an RFC 3339 time, or epoch milliseconds.")]
 
 _ALIASES: Final = {"sessionId": "session_id", "studentId": "student_id", "courseId": "course_id"}
 _AT = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<field>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>.*)`$")
-_CSV_COLUMNS: Final = ("student_id", "name", "email", "roll_number")
 
 P = TypeVar("P")
 
 
-class SessionCommandPayload(Struct, frozen=True, kw_only=True):
+class CommandPayload(Struct, frozen=True, kw_only=True):
+    """What every command may say. `about` is what it is about: commands about the same thing are done in order."""
+
+    command_id: Id | None = None
+
+    @property
+    def about(self) -> str:
+        """The id of the session or course, empty for neither."""
+        return ""
+
+
+class SessionCommandPayload(CommandPayload, frozen=True, kw_only=True):
     """A command about a session, and nothing else."""
 
     session_id: Id
+
+    @property
+    def about(self) -> str:
+        """The session."""
+        return self.session_id
+
+
+class StudentCommandPayload(SessionCommandPayload, frozen=True, kw_only=True):
+    """`clearStudentMark`: a command about one student's record."""
+
+    student_id: Id
+    reason: Reason | None = None
+
+
+class MarkAsPayload(StudentCommandPayload, frozen=True, kw_only=True):
+    """`markStudentPresent` and its sisters. Remarks that are not there stay; those that are null are taken away."""
+
+    remarks: Text | UnsetType | None = UNSET
+    expected_seq: Seq | None = None
+
+
+class MarkPayload(MarkAsPayload, frozen=True, kw_only=True):
+    """`markStudentAttendance`."""
+
+    status: Status
+
+
+class UpdatePayload(Struct, frozen=True, kw_only=True):
+    """One row of a bulk."""
+
+    student_id: Id
+    status: Status
+    remarks: Text | UnsetType | None = UNSET
+
+
+class BulkPayload(SessionCommandPayload, frozen=True, kw_only=True):
+    """`bulkUpdateAttendance`."""
+
+    updates: Annotated[tuple[UpdatePayload, ...], Meta(min_length=1, max_length=1000)] = field(name="attendanceUpdates")
+    reason: Reason | None = None
+
+
+class SyncPayload(SessionCommandPayload, frozen=True, kw_only=True):
+    """`syncAttendanceSession`."""
+
+    since_seq: Seq | None = None
+
+
+class ReopenPayload(SessionCommandPayload, frozen=True, kw_only=True):
+    """`reopenAttendanceSession`."""
+
+    reason: Reason
+
+
+class CourseCommandPayload(CommandPayload, frozen=True, kw_only=True):
+    """A command about a course, and nothing else."""
+
+    course_id: Id
+
+    @property
+    def about(self) -> str:
+        """The course."""
+        return self.course_id
+
+
+class RefreshPayload(CommandPayload, frozen=True, kw_only=True):
+    """`refreshToken`."""
+
+    token: str
+
+
+class CommandBody(Struct, frozen=True, kw_only=True):
+    """The body of a command over HTTP, which may be left out."""
+
     command_id: Id | None = None
+
+
+class ReopenBody(CommandBody, frozen=True, kw_only=True):
+    """The body of `reopen`."""
+
+    reason: Reason
+
+
+class MarkBody(CommandBody, frozen=True, kw_only=True):
+    """A mark. Remarks that are not there stay; those that are null are taken away."""
+
+    status: Status
+    remarks: Text | UnsetType | None = UNSET
+    reason: Reason | None = None
+    expected_seq: Seq | None = None
+
+
+class StudentBody(Struct, frozen=True, kw_only=True):
+    """The body of `POST /courses/{id}/roster/{student_id}`, which may be left out."""
+
+    name: Line | None = None
+    email: Line | None = None
+    roll_number: Line | None = None
 
 
 class CoursePayload(Struct, frozen=True, kw_only=True):
@@ -47,22 +157,13 @@ class CoursePayload(Struct, frozen=True, kw_only=True):
     time_zone: Line = "UTC"
 
 
-class StudentPayload(Struct, frozen=True, kw_only=True):
-    """One line of a roster."""
-
-    student_id: Id
-    name: Line
-    email: Line | None = None
-    roll_number: Line | None = None
-
-
 class SessionPayload(Struct, frozen=True, kw_only=True):
     """The body of `POST /sessions`."""
 
     course_id: Id
     title: Line
     description: Text | None = None
-    date: Line
+    date: Day
     start_time: TimeOfDay
     end_time: TimeOfDay
     time_zone: Line | None = None
@@ -70,20 +171,41 @@ class SessionPayload(Struct, frozen=True, kw_only=True):
     check_in: CheckIn | None = None
 
 
+class SessionPatch(Struct, frozen=True, kw_only=True):
+    """The body of `PATCH /sessions/{id}`: what is not there stays as it is."""
+
+    title: Line | UnsetType = UNSET
+    description: Text | UnsetType | None = UNSET
+    date: Day | UnsetType = UNSET
+    start_time: TimeOfDay | UnsetType = UNSET
+    end_time: TimeOfDay | UnsetType = UNSET
+    time_zone: Line | UnsetType = UNSET
+    meeting_link: Text | UnsetType | None = UNSET
+    check_in: CheckInPatch | UnsetType = UNSET
+
+
 def read_payload(payload: object, kind: type[P]) -> P:
     """Read a client's payload (camelCase ids accepted, unknown keys ignored); raise Refused `invalid` naming the fault."""
     if not isinstance(payload, dict):
         raise invalid("", "the payload must be one object")
     try:
-        return msgspec.convert({_ALIASES.get(key, key): value for key, value in payload.items()}, kind)
+        return msgspec.convert(_named(payload), kind)
     except msgspec.ValidationError as error:
-        raise _refused(error) from None
+        raise refused(error) from None
+
+
+def _named(payload: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Give every key its one name, in the rows of a bulk too."""
+    named = {_ALIASES.get(key, key): value for key, value in payload.items()}
+    if isinstance(rows := named.get("attendanceUpdates"), list):
+        named["attendanceUpdates"] = [_named(row) if isinstance(row, dict) else row for row in rows]
+    return named
 
 
 def read_body(body: bytes, kind: type[P]) -> P:
-    """Read a JSON body; raise Refused `invalid`."""
+    """Read a JSON body, an empty one as an empty object; raise Refused `invalid`."""
     try:
-        decoded = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise invalid("", "the body is not JSON") from None
     return read_payload(decoded, kind)
@@ -93,48 +215,16 @@ def read_session_body(body: bytes) -> SessionPayload:
     """Read the body of `POST /sessions`; `date` comes out as YYYY-MM-DD, from that, an RFC 3339 time or epoch milliseconds."""
     payload = read_body(body, SessionPayload)
     check_in = payload.check_in or CheckIn()
-    minutes = (check_in.late_after_minutes, check_in.closes_after_minutes)
-    if any(value is not None and not 0 <= value <= 24 * 60 for value in minutes):
-        raise invalid("check_in", "minutes must be between 0 and 1440")
+    _check_minutes(check_in)
     return msgspec.structs.replace(payload, date=_date(payload.date), check_in=check_in)
 
 
-def read_roster(body: bytes, content_type: str) -> tuple[Student, ...]:
-    """Read a whole roster, JSON or CSV; raise Refused `invalid` naming each line (or index) at fault."""
-    if content_type == "text/csv":
-        students = _csv_students(body)
-    else:
-        try:
-            lines = msgspec.json.decode(body, type=list[StudentPayload])
-        except msgspec.ValidationError as error:
-            raise _refused(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise invalid("", "the body is not JSON") from None
-        students = [(index, line) for index, line in enumerate(lines)]
-    if len(students) > MAX_STUDENTS:
-        raise invalid("", f"at most {MAX_STUDENTS} students")
-    seen: dict[str, int] = {}
-    twice: list[Mapping[str, Any]] = []
-    for line, student in students:
-        if student.student_id in seen:
-            message = f"student_id {student.student_id} stands on line {seen[student.student_id]} already"
-            twice.append({"line": line, "message": message})
-        seen.setdefault(student.student_id, line)
-    if twice:
-        raise Refused("invalid", details=twice[:100])
-    return tuple(
-        Student(student_id=each.student_id, name=each.name, email=each.email, roll_number=each.roll_number)
-        for _, each in students
-    )
-
-
-def read_number(text: str | None, name: str, *, default: int, most: int) -> int:
-    """Read a number from a query."""
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= most:
-        raise invalid(name, f"must be a number from 1 to {most}")
-    return int(text)
+def read_session_patch(body: bytes) -> SessionPatch:
+    """Read the body of `PATCH /sessions/{id}`; `date` as in `read_session_body`."""
+    patch = read_body(body, SessionPatch)
+    if isinstance(patch.check_in, CheckInPatch):
+        _check_minutes(patch.check_in)
+    return patch if isinstance(patch.date, UnsetType) else msgspec.structs.replace(patch, date=_date(patch.date))
 
 
 def read_id(text: str, name: str) -> str:
@@ -147,11 +237,6 @@ def read_line(text: str, name: str) -> str:
     return _converted(text, Line, name)
 
 
-def read_cursor(text: str | None) -> str | None:
-    """Read a cursor from a query; what it means is the service's affair."""
-    return None if text is None else _converted(text, Line, "cursor")
-
-
 def invalid(field: str, message: str) -> Refused:
     """Say that one field is wrong."""
     return Refused("invalid", f"{field}: {message}" if field else message, details=[{"field": field, "message": message}])
@@ -159,17 +244,25 @@ def invalid(field: str, message: str) -> Refused:
 
 def _converted(text: str, kind: Any, name: str) -> str:
     try:
-        return str(msgspec.convert(text, kind))
-    except msgspec.ValidationError as error:
+        # What was not UTF-8 in a header reaches us as halves of letters, which nobody can send on.
+        return str(msgspec.convert(text.encode().decode(), kind))
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise invalid(name, str(error)) from None
 
 
-def _refused(error: msgspec.ValidationError) -> Refused:
+def refused(error: msgspec.ValidationError) -> Refused:
+    """Say in the contract's words what msgspec found wrong, and where."""
     found = _AT.match(str(error))
     message, field = (found["message"], found["field"] or "") if found else (str(error), "")
     if missing := _MISSING.match(message):
         return invalid(".".join(filter(None, (field, missing["field"]))), "is missing")
     return invalid(field, message)
+
+
+def _check_minutes(check_in: CheckIn | CheckInPatch) -> None:
+    for minutes in (check_in.late_after_minutes, check_in.closes_after_minutes):
+        if isinstance(minutes, int) and not 0 <= minutes <= 24 * 60:
+            raise invalid("check_in", "minutes must be between 0 and 1440")
 
 
 def _date(text: str) -> str:
@@ -180,32 +273,3 @@ def _date(text: str) -> str:
         return datetime.fromisoformat(text).date().isoformat()
     except (ValueError, OverflowError, OSError):
         raise invalid("date", "must be a day like 2026-11-24") from None
-
-
-def _csv_students(body: bytes) -> list[tuple[int, StudentPayload]]:
-    try:
-        text = body.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise invalid("", "the CSV must be UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-    students: list[tuple[int, StudentPayload]] = []
-    faults: list[Mapping[str, Any]] = []
-    try:
-        header = [name.strip().lower() for name in reader.fieldnames or ()]
-        if not {"student_id", "name"} <= set(header):
-            raise Refused("invalid", details=[{"line": 1, "message": "the header must name student_id and name"}])
-        reader.fieldnames = header
-        for row in reader:
-            values = {name: (row.get(name) or "").strip() or None for name in _CSV_COLUMNS}
-            if not any(values.values()):
-                continue
-            try:
-                students.append((reader.line_num, msgspec.convert(values, StudentPayload)))
-            except msgspec.ValidationError as error:
-                faults.append({"line": reader.line_num, "message": _refused(error).message})
-    except csv.Error as error:
-        # The DictReader counts a line once it has read it; its reader, when it begins.
-        faults.append({"line": reader.reader.line_num, "message": str(error)})
-    if faults:
-        raise Refused("invalid", details=faults[:100])
-    return students

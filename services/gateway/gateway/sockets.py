@@ -1,65 +1,32 @@
-"""The Socket.IO side: handshakes, and the table of what a client may send. Translate, ask, send; decide nothing."""
+"""The Socket.IO side: handshakes, commands in their turn and their answers, and the end of those whose token has expired."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
 
 import msgspec
 import socketio
 import structlog
 
 from gateway import views
-from gateway.auth import Tokens, User
-from gateway.engine import SENT, Manager, Server
-from gateway.payloads import MAX_PAYLOAD_BYTES, SessionCommandPayload, invalid, read_payload
-from gateway.requests import Requests
-from gateway.rooms import Kind, Member, Rooms
+from gateway.commands import Asked, Command, Socket
+from gateway.door import Door
+from gateway.engine.links import Link
+from gateway.engine.server import Manager, Server
+from gateway.expiries import Expiries
+from gateway.payloads import CommandPayload, invalid, read_payload
+from gateway.presence import Presence
+from gateway.requests import SECONDS
+from gateway.rooms import Rooms
+from gateway.watchers import Watchers
 from shared.clock import Clock, rfc3339
 from shared.errors import Refused
-from shared.messages import Actor, RollRead
 
 log = structlog.get_logger()
 
-
-@dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    wanted: int = 0
-
-
-@dataclass(slots=True)
-class Socket:
-    """One connection to one namespace, and the commands it has under way for each session."""
-
-    sid: str
-    namespace: str
-    user: User
-    turns: dict[str, _Turn] = field(default_factory=dict)
-
-    @property
-    def actor(self) -> Actor:
-        """Who sits at it."""
-        return self.user.actor
-
-    @asynccontextmanager
-    async def turn(self, session_id: str) -> AsyncIterator[None]:
-        """Wait until the commands sent before for this session are answered; those for other sessions overlap."""
-        turn = self.turns.setdefault(session_id, _Turn())
-        turn.wanted += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.wanted -= 1
-            if not turn.wanted:
-                del self.turns[session_id]
-
-
-Answered = Callable[[Socket, SessionCommandPayload, datetime], Awaitable[tuple[str, views.View]]]
-"""Does one command that came at a time: returns the event that answers the caller, and its payload."""
+EXPIRY_SECONDS: Final = 0.5
+_TURN: Final = timedelta(seconds=SECONDS)
 
 
 class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
@@ -67,107 +34,140 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
 
     server: Server
 
-    def __init__(self, namespace: str, manager: Manager, tokens: Tokens, requests: Requests, rooms: Rooms, clock: Clock):
+    def __init__(
+        self,
+        namespace: str,
+        manager: Manager,
+        door: Door,
+        commands: Mapping[str, Command],
+        rooms: Rooms,
+        watchers: Watchers,
+        presence: Presence,
+        clock: Clock,
+    ) -> None:
         super().__init__(namespace)
         self._manager = manager
-        self._tokens = tokens
-        self._requests = requests
+        self._door = door
+        self._commands = commands
         self._rooms = rooms
+        self._watchers = watchers
+        self._presence = presence
         self._clock = clock
         self._sockets: dict[str, Socket] = {}
-        self._events: dict[str, Answered] = {
-            "startAttendanceSession": self._start,
-            "joinAttendanceSession": self._join,
-            "getAttendanceSessionData": self._read,
-            "endAttendanceSession": self._end,
-        }
+        self._expiries = Expiries()
 
     async def trigger_event(self, event: str, *args: Any) -> Any:
-        """Meet whatever the library brings: a handshake, a goodbye, or an event (whose return value acknowledges it)."""
+        """Meet what the library brings: a handshake or a goodbye."""
         if event == "connect":
-            return self._connect(args[0], args[2] if len(args) > 2 else None)
-        if event == "disconnect":
-            return self._disconnect(args[0])
-        return await self._answer(event.removeprefix(SENT), *args)
+            return await self._connect(args[0], args[2] if len(args) > 2 else None)
+        return self._disconnect(args[0])
 
-    def _connect(self, sid: str, auth: object) -> None:
+    async def _connect(self, sid: str, auth: object) -> None:
         """Let a socket in; any fault is a refusal, for the library answers nothing else and would leak the socket."""
         try:
-            user = self._tokens.check(auth.get("token") if isinstance(auth, dict) else None)
+            link: Link = self.server.eio.sockets[self._manager.eio_sid_from_sid(sid, self.namespace)]
+            user = await self._door.admit(auth.get("token") if isinstance(auth, dict) else None, link.address)
+            self._door.count(user)
+            until = user.welcome_until(self._clock())
+            if link.closed:
+                # It went while a new key was fetched: the library would let it in, and never notice.
+                raise Refused("timeout")
         except Refused as refused:
-            raise socketio.exceptions.ConnectionRefusedError(refused.message, {"code": refused.code}) from None
+            error = views.refusal(refused)
+            data = {key: error[key] for key in ("code", "retry_after_ms") if key in error}
+            raise socketio.exceptions.ConnectionRefusedError(refused.message, data) from None
         except Exception as error:
             log.exception("sockets.handshake_failed")
             raise socketio.exceptions.ConnectionRefusedError("Something went wrong", {"code": "internal"}) from error
-        self._sockets[sid] = Socket(sid, self.namespace, user)
+        self._sockets[sid] = Socket(sid, self.namespace, user, until)
+        self._expiries.put(sid, until)
 
     def _disconnect(self, sid: str) -> None:
-        self._sockets.pop(sid, None)
-        self._rooms.leave_all(sid)
+        if (socket := self._sockets.pop(sid, None)) is not None:
+            socket.gone = True
+        self._expiries.drop(sid)
+        for listeners in (self._rooms, self._watchers, self._presence):
+            listeners.leave_all(sid)
 
-    async def _answer(self, event: str, sid: str, *payloads: Any) -> views.View | None:
+    async def answer(self, sid: str, event: str, payloads: list[Any], size: int) -> views.View | msgspec.Raw | None:
         """Do a command in its turn and answer it; a refusal is answered twice, as acknowledgement and as an event."""
         socket = self._sockets.get(sid)
         if socket is None:
             return None
         session_id = ""
         try:
-            handler = self._events.get(event)
-            if handler is None:
+            self._door.count(socket.user)
+            command = self._commands.get(event)
+            if command is None:
                 raise invalid("event", f"nobody knows the event {event[:64]}")
             received_at = self._clock()
-            payload = _payload(payloads)
-            session_id = payload.session_id
-            async with socket.turn(session_id):
-                name, view = await handler(socket, payload, received_at)
-                answer = views.acknowledged(view, self._clock())
-                self._manager.emit_here(name, answer, sid, namespaces=(self.namespace,))
+            payload = _payload(command, payloads, size)
+            session_id = getattr(payload, "session_id", "")
+            waited = await socket.take_turn(payload.about)
+            try:
+                if waited and self._clock() >= received_at + _TURN:
+                    raise Refused("timeout")
+                name, view = await command.do(Asked(socket, payload, received_at))
+                # Encoded once, for the event and for the acknowledgement.
+                answer = msgspec.Raw(msgspec.json.encode(views.acknowledged(view, self._clock())))
+                if name is not None:
+                    self._manager.emit_here(name, answer, sid, namespaces=(self.namespace,))
                 return answer
+            finally:
+                socket.pass_turn(payload.about)
         except Refused as refused:
-            return self._refuse(sid, event, session_id, refused)
+            return self.refuse(sid, event, refused, session_id)
         except Exception:
             log.exception("sockets.command_failed", event_name=event[:64])
-            return self._refuse(sid, event, session_id, Refused("internal"))
+            return self.refuse(sid, event, Refused("internal"), session_id)
 
-    def _refuse(self, sid: str, event: str, session_id: str, refused: Refused) -> views.View:
+    def refuse(self, sid: str, event: str, refused: Refused, session_id: str = "") -> views.View:
+        """Tell a socket that its command is refused; return the acknowledgement, which says the same."""
         error = views.refusal(refused)
         heard = {**error, "event": event[:64], **({"session_id": session_id} if session_id else {})}
         self._manager.emit_here("attendanceError", heard, sid, namespaces=(self.namespace,))
         return {"ok": False, "error": error, "server_time": rfc3339(self._clock())}
 
-    async def _start(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
-        ask = self._requests.start(socket.actor, payload.session_id, payload.command_id)
-        return "attendanceSessionStarted", views.started(await self._as_staff(socket, payload.session_id, ask))
+    def dismiss(self, user_id: str) -> list[str]:
+        """Tell all sockets of a user that they must go, and answer them no more; list the connection of each, to be hung up."""
+        dismissed = [socket.sid for socket in self._sockets.values() if socket.actor.id == user_id]
+        connections = [self._manager.eio_sid_from_sid(sid, self.namespace) for sid in dismissed]
+        for sid in dismissed:
+            self.refuse(sid, "connect", Refused("unauthenticated", "An administrator has ended this connection"))
+            self._disconnect(sid)
+        return connections
 
-    async def _read(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
-        ask = self._requests.read_roll(socket.actor, payload.session_id, payload.command_id)
-        return "attendanceSessionData", views.roll(await self._as_staff(socket, payload.session_id, ask))
+    async def look_after(self) -> None:
+        """Twice a second for ever: cut off the sockets whose token has expired."""
+        while True:
+            await asyncio.sleep(EXPIRY_SECONDS)
+            await self.cut_off_expired()
 
-    async def _end(self, socket: Socket, payload: SessionCommandPayload, _: datetime) -> tuple[str, views.View]:
-        read = await self._requests.end(socket.actor, payload.session_id, payload.command_id)
-        return "attendanceSessionEndedConfirm", views.ended_confirm(read)
+    async def cut_off_expired(self) -> None:
+        """Tell the sockets whose token has expired by now, and disconnect them."""
+        now = self._clock()
+        for sid in self._expiries.due(now):
+            socket = self._sockets.get(sid)
+            if socket is not None and now >= socket.until:
+                await self._cut_off(sid)
+            # A token may have been refreshed meanwhile, or a handshake be under way that cannot be cut off.
+            if socket is not None and not socket.gone:
+                self._expiries.put(sid, socket.until)
 
-    async def _join(self, socket: Socket, payload: SessionCommandPayload, received_at: datetime) -> tuple[str, views.View]:
-        async with self._rooms.entering(payload.session_id) as room:
-            answer = await self._requests.join(socket.actor, payload.session_id, payload.command_id, received_at=received_at)
-            self._rooms.admit(room, _member(socket, "student"), answer.roll_seq)
-        return "attendanceSessionJoined", views.joined(answer)
-
-    async def _as_staff(self, socket: Socket, session_id: str, ask: Awaitable[RollRead]) -> RollRead:
-        """Read a roll and listen to it from there on."""
-        async with self._rooms.entering(session_id) as room:
-            read = await ask
-            self._rooms.admit(room, _member(socket, "staff"), read.seq)
-        return read
+    async def _cut_off(self, sid: str) -> None:
+        self.refuse(sid, "connect", Refused("token_expired"))
+        try:
+            await self.server.disconnect(sid, namespace=self.namespace, ignore_queue=True)
+        except Exception:
+            log.exception("sockets.not_cut_off")
+        # A whole school's tokens may expire together: others are served in between.
+        await asyncio.sleep(0)
 
 
-def _member(socket: Socket, kind: Kind) -> Member:
-    return Member(socket.sid, socket.namespace, socket.actor.id, kind)
-
-
-def _payload(payloads: tuple[Any, ...]) -> SessionCommandPayload:
+def _payload(command: Command, payloads: list[Any], size: int) -> CommandPayload:
     if len(payloads) != 1:
         raise invalid("", "the payload must be one object")
-    if len(msgspec.json.encode(payloads[0])) > MAX_PAYLOAD_BYTES:
-        raise invalid("", f"the payload must have at most {MAX_PAYLOAD_BYTES} bytes")
-    return read_payload(payloads[0], SessionCommandPayload)
+    # A character has at most four bytes.
+    if size * 4 > command.max_bytes and len(msgspec.json.encode(payloads[0])) > command.max_bytes:
+        raise invalid("", f"the payload must have at most {command.max_bytes} bytes")
+    return read_payload(payloads[0], command.payload)

@@ -1,4 +1,4 @@
-"""The command line: `rollcall dev | migrate | token | try`."""
+"""The command line: `rollcall dev | migrate | token | try | parking`."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import socketio
 import typer
 
-from rollcall import demo, dev, trial
+from rollcall import demo, dev, parking, trial
 from rollcall.dev import Place
 from rollcall.migrations import migrate as migrate_schemas
 from shared.clock import utc_now
@@ -25,6 +25,7 @@ from shared.settings import Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 trying = typer.Typer(no_args_is_help=True, help="Try it out against a running Rollcall.")
 app.add_typer(trying, name="try")
+app.add_typer(parking.app, name="parking")
 
 
 class RoleName(StrEnum):
@@ -95,6 +96,8 @@ def _settings() -> Settings:
     settings = Settings.from_env(os.environ)
     if settings.jwt_secret:
         return settings
+    if settings.jwt_jwks_url:
+        raise StartupFailed("ROLLCALL_JWT_JWKS_URL is set: tokens come from whoever publishes those keys, not from here")
     path: Path = Place.of(os.environ).folder / "secret"
     if not path.exists():
         raise StartupFailed(f"no key: set ROLLCALL_JWT_SECRET, or run `make run` first ({path} is not there)")

@@ -3,7 +3,9 @@
 What one particular server needs (its options, its data) does not live here; see servers.py.
 """
 
+import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,8 +25,14 @@ READY_SECONDS = 30.0
 STOP_SECONDS = 15.0
 """How long a server may take to stop before it is killed."""
 
+PORTS = range(10_000, 32_768)
+"""Below those that Linux gives to outgoing connections: one of these might take a port before its server does, or while it
+is away."""
+
 POLL_SECONDS = 0.01
 PORT_TRIES = 5
+# Two runs that were given one seed must not choose the same ports.
+_dice = random.SystemRandom()
 
 
 class ServerFailed(Exception):
@@ -32,7 +40,7 @@ class ServerFailed(Exception):
 
 
 class PortTaken(ServerFailed):
-    """Someone took the port between our asking the kernel for it and the server's binding it."""
+    """Someone took the port between our finding it free and the server's binding it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def on_a_port(port: int | None, start: Callable[[int], Server]) -> Server:
-    """Start a server on this port; or, without one, on one that the kernel calls free, and on another when that was taken."""
+    """Start a server on this port; or, without one, on a free one, and on another when that was taken."""
     if port is not None:
         return start(port)
     for _ in range(PORT_TRIES - 1):
@@ -154,11 +162,17 @@ def on_a_port(port: int | None, start: Callable[[int], Server]) -> Server:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of 127.0.0.1, one of PORTS, on which nobody listens at this moment."""
+    while True:
+        port = _dice.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 def leashed(command: Sequence[str], user: str, death_signal: signal.Signals) -> list[str]:

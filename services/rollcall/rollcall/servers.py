@@ -201,8 +201,13 @@ def wait_for_predecessor(data: Path, deadline: float) -> None:
             if not is_a_postmaster(pid, data):
                 lock.unlink(missing_ok=True)
                 return
+            # A server is a child of whoever started it: see leash.py.
+            parent = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[1]
         if time.monotonic() > deadline:
-            raise ServerFailed(f"Postgres could not be started: another one (process {pid}) runs on {data}; stop it first")
+            raise ServerFailed(
+                f"Postgres could not be started: another `make run` (process {parent}) has its own (process {pid}) on {data};"
+                " stop it first"
+            )
         time.sleep(POLL_SECONDS)
 
 

@@ -7,6 +7,8 @@ import aiohttp
 import socketio
 from rich.console import Console
 
+from shared.errors import StartupFailed
+
 NAMESPACE = "/attendance"
 _SECONDS = 10
 
@@ -28,6 +30,11 @@ async def start(url: str, token: str, session_id: str) -> int:
             console.print(f"ended by {event['ended_by']}: {_count(event['finalData']['statistics'])}")
             ended.set()
 
+        async def connected_again() -> None:
+            # A new connection hears nothing until it has asked.
+            await client.emit("syncAttendanceSession", {"session_id": session_id}, namespace=NAMESPACE)
+
+        client.on("connect", connected_again, namespace=NAMESPACE)
         client.on("studentJoinedAttendance", joined, namespace=NAMESPACE)
         client.on("attendanceProgress", progress, namespace=NAMESPACE)
         client.on("attendanceSessionEnded", session_ended, namespace=NAMESPACE)
@@ -60,22 +67,34 @@ async def end(url: str, token: str, session_id: str) -> int:
 class _Client:
     def __init__(self, url: str, token: str) -> None:
         self._url, self._token = url, token
+        self._refusal = ""
 
     async def __aenter__(self) -> socketio.AsyncClient:
         self._http = aiohttp.ClientSession()
-        self._client = socketio.AsyncClient(reconnection=True, http_session=self._http)
+        # Ctrl-C is asyncio's: the library would cancel everything at once, this block too.
+        self._client = socketio.AsyncClient(reconnection=True, handle_sigint=False, http_session=self._http)
+        self._client.on("connect_error", self._refused, namespace=NAMESPACE)
         try:
             await self._client.connect(
                 self._url, auth={"token": self._token}, namespaces=[NAMESPACE], transports=["websocket"], wait_timeout=_SECONDS
             )
-        except BaseException:
+        except BaseException as error:
             await self._http.close()
+            if self._refusal and isinstance(error, socketio.exceptions.ConnectionError):
+                raise StartupFailed(self._refusal) from error
             raise
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.disconnect()
+        # Not `disconnect`, which would leave a client that is about to reconnect to do so.
+        await self._client.shutdown()
         await self._http.close()
+
+    def _refused(self, said: Any) -> None:
+        """Keep why the server lets nobody in; of a server that is not there the library's own words will do."""
+        match said:
+            case {"message": message, "data": {"code": code}}:
+                self._refusal = f"{message} ({code})"
 
 
 async def _ask(client: socketio.AsyncClient, event: str, session_id: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The saga between a session and its roll, kept from sticking: what a roll does not answer, it is told again.
 
-A session that was started waits for `roll.opened`, one that has ended for `roll.closed`. While that does not
-come, because an event was lost or parked, the event is repeated under its first id, by one replica at a time.
+A session that was started, reopened, ended or cancelled waits until its roll reports a version at least as new. While
+that does not come, because an event was lost or parked, the event is repeated under its first id, by one replica at a time.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from datetime import timedelta
 import structlog
 
 from session_service.batches import Begin
+from session_service.rules import Roster
 from session_service.views import unreported
 from shared.errors import Unavailable
 from shared.outbox import Outbox, OutboxRow
@@ -41,10 +42,10 @@ async def repeat_unreported(begin: Begin) -> list[OutboxRow]:
         sessions = await work.unit.sessions.take_unreported(
             work.now, wait=SILENCE, longest=LONGEST_SILENCE, limit=SESSIONS_AT_ONCE
         )
-        unopened = {session.course_id for session in sessions if session.roll_opened_at is None}
-        rosters = await work.unit.courses.enrolled(unopened) if unopened else {}
+        opening = {session.course_id for session in sessions if session.status == "active" or not session.roll_version}
+        rosters = await work.unit.courses.enrolled(opening) if opening else {}
         for session in sessions:
             log.warning("saga.repeated", session_id=session.id, status=session.status)
-            for event in unreported(session, rosters.get(session.course_id, ())):
+            for event in unreported(session, rosters.get(session.course_id, Roster())):
                 work.emit(event, session.course_id)
     return work.events

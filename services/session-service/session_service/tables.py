@@ -24,6 +24,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from shared.outbox import outbox_table
 
 SCHEMA = "sessions"
+NEWEST = "done"
+"""What the last migration has made: a service does not start where that is missing."""
 metadata = MetaData(schema=SCHEMA)
 
 
@@ -64,7 +66,8 @@ enrolments = Table(
     Index("enrolments_student_id", "student_id"),
 )
 
-# `started_*` and `ended_*` outlive every later change: an event that is repeated says what it said at first.
+# `started_*`, `reopened_*` and `ended_*` outlive every later change: an event that is repeated says what it said at first.
+# `turn_version` is the newest of theirs, `roll_version` the newest version that the roll has reported.
 sessions = Table(
     "sessions",
     metadata,
@@ -89,13 +92,18 @@ sessions = Table(
     Column("started_version", Integer),
     Column("started_by", Text),
     Column("started_by_id", Text),
+    _time("reopened_at", nullable=True),
+    Column("reopened_version", Integer),
+    Column("reopened_by", Text),
+    Column("reopened_by_id", Text),
+    Column("reopened_reason", Text),
     _time("ended_at", nullable=True),
     Column("ended_version", Integer),
     Column("ended_by", Text),
     Column("ended_by_id", Text),
     Column("ended_cause", Text),
-    _time("roll_opened_at", nullable=True),
-    _time("roll_closed_at", nullable=True),
+    Column("turn_version", Integer, nullable=False, server_default=text("0")),
+    Column("roll_version", Integer, nullable=False, server_default=text("0")),
     _time("repeated_at", nullable=True),
     _time("created_at"),
     _time("updated_at"),
@@ -107,13 +115,19 @@ sessions = Table(
     # Lists all sessions, newest first.
     Index("sessions_starts_at", "starts_at", "id"),
     # What the roll has not reported yet; a handful of rows, however many sessions there are.
-    Index(
-        "sessions_unreported",
-        "id",
-        postgresql_where=text(
-            "status = 'active' AND roll_opened_at IS NULL OR status = 'completed' AND roll_closed_at IS NULL"
-        ),
-    ),
+    Index("sessions_unreported", "id", postgresql_where=text("turn_version > roll_version")),
+    # Finds those that are to end by themselves.
+    Index("sessions_active", "ends_at", postgresql_where=text("status = 'active'")),
+)
+
+# Which commands were done on a session, of what kind: sent again, they change nothing, whatever was done since.
+done = Table(
+    "done",
+    metadata,
+    _id("session_id", ForeignKey("sessions.id"), primary_key=True),
+    _id("actor_id", primary_key=True),
+    _id("command_id", primary_key=True),
+    Column("kind", Text, nullable=False),
 )
 
 outbox = outbox_table(metadata)

@@ -5,19 +5,22 @@ from datetime import UTC, datetime, time
 
 from msgspec.structs import replace
 
-from session_service.rules import Course, Session
+from session_service.rules import Course, Roster, Session, Turn
 from shared.clock import parse_rfc3339, rfc3339, rfc3339_or_none
 from shared.errors import Refused
-from shared.messages import Course as CourseView
 from shared.messages import (
+    Actor,
     CourseChanged,
-    Enrolled,
     Event,
     EventData,
+    SessionCancelled,
+    SessionChanged,
     SessionEnded,
     SessionScheduled,
     SessionStarted,
+    SessionStatus,
 )
+from shared.messages import Course as CourseView
 from shared.messages import Session as SessionView
 
 
@@ -78,31 +81,43 @@ def session_scheduled(session: Session) -> Event[EventData]:
     return _session_event(session, data, session.created_at)
 
 
-def session_started(session: Session, roster: Sequence[Enrolled]) -> Event[EventData]:
-    """Tell, the first time or again, that a session was started; it is shown active also when it is over."""
-    started = session.started
-    if started is None:
-        raise ValueError(f"{session.id} was never started")
-    if session.status == "completed":
-        session = replace(session, status="active", ended=None, updated_at=started.at)
-    data = SessionStarted(
-        first_seq=started.version,
+def session_changed(session: Session, by: Actor, roster: Roster | None = None, removed: Sequence[str] = ()) -> Event[EventData]:
+    """Tell that a session was changed, or with a `roster` that its course's roster was, while it is active."""
+    data = SessionChanged(
+        first_seq=session.version,
         session=view_session(session),
-        roster=tuple(roster),
-        started_by=started.by,
-        started_by_id=started.by_id,
+        roster=None if roster is None else roster.students,
+        roster_version=0 if roster is None else roster.version,
+        turn_version=session.turn_version,
+        removed=tuple(removed),
+        changed_by=by.name,
+        changed_by_id=by.id,
     )
-    return _session_event(session, data, started.at)
+    return _session_event(session, data, session.updated_at)
+
+
+def session_started(session: Session, roster: Roster) -> Event[EventData]:
+    """Tell, the first time or again, that a session was started; it is shown active also when it is over."""
+    if session.started is None:
+        raise ValueError(f"{session.id} was never started")
+    return _opened(session, session.started, roster, None)
+
+
+def session_reopened(session: Session, roster: Roster) -> Event[EventData]:
+    """Tell, the first time or again, that a session was opened again, and why; it is shown active also when it is over."""
+    if session.reopened is None:
+        raise ValueError(f"{session.id} was never reopened")
+    return _opened(session, session.reopened, roster, session.reopened.reason)
 
 
 def session_ended(session: Session) -> Event[EventData]:
-    """Tell, the first time or again, that a session was ended."""
+    """Tell, the first time or again, that a session was ended; it is shown completed also when it goes on again."""
     ended = session.ended
-    if ended is None:
+    if ended is None or ended.cause == "cancelled":
         raise ValueError(f"{session.id} has not ended")
     data = SessionEnded(
         first_seq=ended.version,
-        session=view_session(session),
+        session=view_session(_as_of(session, ended, "completed")),
         cause=ended.cause,
         ended_by=ended.by,
         ended_by_id=ended.by_id,
@@ -110,14 +125,58 @@ def session_ended(session: Session) -> Event[EventData]:
     return _session_event(session, data, ended.at)
 
 
-def unreported(session: Session, roster: Sequence[Enrolled]) -> list[Event[EventData]]:
-    """List what the roll has not answered yet, in order: that the session was started, that it has ended."""
-    events = []
-    if session.started is not None and session.roll_opened_at is None:
-        events.append(session_started(session, roster))
-    if session.ended is not None and session.roll_closed_at is None:
-        events.append(session_ended(session))
-    return events
+def session_cancelled(session: Session) -> Event[EventData]:
+    """Tell, the first time or again, that a session was cancelled."""
+    ended = session.ended
+    if ended is None or ended.cause != "cancelled":
+        raise ValueError(f"{session.id} was not cancelled")
+    data = SessionCancelled(
+        first_seq=ended.version,
+        session=view_session(session),
+        cancelled_by=ended.by,
+        cancelled_by_id=ended.by_id,
+    )
+    return _session_event(session, data, ended.at)
+
+
+def last_turn(session: Session, roster: Roster) -> Event[EventData]:
+    """Tell again what became of a session last; the `roster` is for one that is active."""
+    if session.last_turn is session.started:
+        return session_started(session, roster)
+    if session.last_turn is session.reopened:
+        return session_reopened(session, roster)
+    return session_cancelled(session) if session.status == "cancelled" else session_ended(session)
+
+
+def unreported(session: Session, roster: Roster) -> list[Event[EventData]]:
+    """List what the roll has not reported yet, in order: the start, where there is no roll, and the newest turn.
+
+    What lies between them the newest turn has overtaken.
+    """
+    if session.turn_version <= session.roll_version:
+        return []
+    newest = last_turn(session, roster)
+    if session.roll_version or session.last_turn is session.started:
+        return [newest]
+    return [session_started(session, roster), newest]
+
+
+def _opened(session: Session, turn: Turn, roster: Roster, reason: str | None) -> Event[EventData]:
+    data = SessionStarted(
+        first_seq=turn.version,
+        session=view_session(_as_of(session, turn, "active")),
+        roster=roster.students,
+        roster_version=roster.version,
+        course_version=session.course_version,
+        started_by=turn.by,
+        started_by_id=turn.by_id,
+        reason=reason,
+    )
+    return _session_event(session, data, turn.at)
+
+
+def _as_of(session: Session, turn: Turn, status: SessionStatus) -> Session:
+    return replace(session, status=status, updated_at=turn.at)
 
 
 def _session_event(session: Session, data: EventData, at: datetime) -> Event[EventData]:

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from session_service.store.courses import Courses
-from session_service.store.sessions import Reports, Sessions
+from session_service.store.sessions import DoneOnce, Sessions
 from shared.database import transaction
 from shared.outbox import Outbox, OutboxRow
 
-__all__ = ["Reports", "Store", "Unit"]
+__all__ = ["DoneOnce", "Store", "Unit"]
 
 
 class Unit:

@@ -1,12 +1,12 @@
 """The SQL of courses and their rosters. A roster is read or written in one round trip, however long it is."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec import structs
 from sqlalchemy import Row, text
 
-from session_service.rules import Course, RosterChange
+from session_service.rules import Course, Roster, RosterChange
 from session_service.store.queries import Asked, Queries
 from shared.messages import Enrolled, Student
 
@@ -33,6 +33,12 @@ _SEEN = text(
         WITH ORDINALITY AS asked (course_id, actor_id, n)
     LEFT JOIN sessions.courses AS c ON c.id = asked.course_id ORDER BY asked.n"""
 )
+# A course, and which of these students are enrolled in it. One statement, so that the versions are those of both.
+_STANDING = text(
+    f"""SELECT {_COURSE}, ARRAY(SELECT e.student_id FROM sessions.enrolments AS e
+        WHERE e.course_id = c.id AND e.student_id = ANY(CAST(:students AS text[]))) AS enrolled
+    FROM sessions.courses AS c WHERE c.id = :id"""
+)
 # A new course; nothing when another replica has made it, even in a transaction that is just committing.
 _ADD = text(
     """INSERT INTO sessions.courses
@@ -46,10 +52,14 @@ _SAVE = text(
         time_zone = :time_zone, archived_at = :archived_at, version = :version, updated_at = :updated_at
     WHERE id = :id"""
 )
-# A page of all courses, and of one's own.
-_ALL = text(f"SELECT {_COURSE} FROM sessions.courses AS c WHERE id > :after ORDER BY id LIMIT CAST(:limit AS int)")
+# A page of all courses, and of one's own, without those that have been put away.
+_ALL = text(
+    f"""SELECT {_COURSE} FROM sessions.courses AS c WHERE archived_at IS NULL AND id > :after
+    ORDER BY id LIMIT CAST(:limit AS int)"""
+)
 _OWN_PAGE = text(
-    f"""SELECT {_COURSE} FROM sessions.courses AS c WHERE id IN {OWN_COURSES} AND id > :after
+    f"""SELECT {_COURSE} FROM sessions.courses AS c
+    WHERE id IN {OWN_COURSES} AND archived_at IS NULL AND id > :after
     ORDER BY id LIMIT CAST(:limit AS int)"""
 )
 
@@ -58,10 +68,16 @@ _ROSTER = text(
     """SELECT student_id, name, email, roll_number FROM sessions.enrolments
     WHERE course_id = :course_id AND student_id > :after ORDER BY student_id LIMIT CAST(:limit AS int)"""
 )
-# Who is enrolled in these courses, as events carry them.
+# What a roster says of one student.
+_STUDENT = text(
+    """SELECT student_id, name, email, roll_number FROM sessions.enrolments
+    WHERE course_id = :course_id AND student_id = :student_id"""
+)
+# Who is enrolled in these courses, as events carry them. One statement, so that the version is that of the roster.
 _ENROLLED = text(
-    """SELECT course_id, student_id, name FROM sessions.enrolments
-    WHERE course_id = ANY(CAST(:courses AS text[])) ORDER BY course_id, student_id"""
+    """SELECT c.id, c.roster_version, e.student_id, e.name
+    FROM sessions.courses AS c LEFT JOIN sessions.enrolments AS e ON e.course_id = c.id
+    WHERE c.id = ANY(CAST(:courses AS text[])) ORDER BY c.id, e.student_id"""
 )
 # Writes what changed on a roster and counts the change, in one round trip. An upsert, because UPDATE … FROM
 # unnest falls into a bad plan on freshly filled tables.
@@ -96,6 +112,11 @@ class Courses(Queries):
         rows = await self._all(_SEEN, courses=list(courses), actors=list(actors))
         return [(None if row.id is None else _course(row), row.enrolled) for row in rows]
 
+    async def standing(self, course_id: str, student_ids: Collection[str]) -> tuple[Course | None, Sequence[str]]:
+        """Read a course, and which of these students are enrolled in it."""
+        row = await self._one(_STANDING, id=course_id, students=list(student_ids))
+        return (None, ()) if row is None else (_course(row), row.enrolled)
+
     async def add(self, course: Course) -> bool:
         """Write a new course; False, and nothing written, when somebody else has just made it."""
         return await self._one(_ADD, **_course_columns(course)) is not None
@@ -120,25 +141,33 @@ class Courses(Queries):
         rows = await self._all(_ROSTER, course_id=course_id, after=after or "", limit=limit)
         return [Student(**row._mapping) for row in rows]
 
-    async def enrolled(self, course_ids: Collection[str]) -> Mapping[str, list[Enrolled]]:
-        """Read who is enrolled in each of these courses, as events carry them."""
-        rosters: dict[str, list[Enrolled]] = {course_id: [] for course_id in course_ids}
-        for row in await self._all(_ENROLLED, courses=list(rosters)):
-            rosters[row.course_id].append(Enrolled(row.student_id, row.name))
-        return rosters
+    async def student(self, course_id: str, student_id: str) -> Student | None:
+        """Read what a course's roster says of one student, None when they are not on it."""
+        row = await self._one(_STUDENT, course_id=course_id, student_id=student_id)
+        return None if row is None else Student(**row._mapping)
 
-    async def change_roster(self, course_id: str, change: RosterChange) -> None:
-        """Write what changed on a roster, in one round trip; the course must be locked."""
+    async def enrolled(self, course_ids: Collection[str]) -> Mapping[str, Roster]:
+        """Read who is enrolled in each of these courses, as events carry them; each roster at one version."""
+        rosters: dict[str, tuple[int, list[Enrolled]]] = {}
+        for row in await self._all(_ENROLLED, courses=list(course_ids)):
+            _, students = rosters.setdefault(row.id, (row.roster_version, []))
+            if row.student_id is not None:
+                students.append(Enrolled(row.student_id, row.name))
+        return {id: Roster(version=version, students=tuple(students)) for id, (version, students) in rosters.items()}
+
+    async def change_roster(self, course: Course, change: RosterChange) -> Course:
+        """Write what changed on a roster, in one round trip; the course must be locked, and comes back counted on."""
         written = change.added + change.updated
         await self._do(
             _CHANGE_ROSTER,
-            course_id=course_id,
+            course_id=course.id,
             removed=list(change.removed),
             student_ids=[student.student_id for student in written],
             names=[student.name for student in written],
             emails=[student.email for student in written],
             roll_numbers=[student.roll_number for student in written],
         )
+        return structs.replace(course, roster_version=course.roster_version + 1)
 
 
 def _course(row: Row[Any]) -> Course:

@@ -1,0 +1,50 @@
+"""All SQL of attendance-service: rolls, records, history. The store owns the transaction, the rules own the decision.
+
+A unit of work locks the rolls it is about, loads only the records touched, collects the steps that the rules decide, and
+writes them in array statements: the number of round trips does not grow with the batch. A snapshot reads and locks nothing.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from attendance_service.store.snapshots import Line, Snapshot
+from attendance_service.store.units import Unit
+from shared.database import transaction
+from shared.outbox import Outbox
+
+__all__ = ["Line", "RollStore", "Snapshot", "Unit"]
+
+
+class RollStore:
+    """The rolls in Postgres."""
+
+    def __init__(self, engine: AsyncEngine, outbox: Outbox) -> None:
+        self._engine = engine
+        self._outbox = outbox
+
+    @asynccontextmanager
+    async def locked(self, keys: Iterable[tuple[str, str | None]]) -> AsyncIterator[Unit]:
+        """Run one transaction over the rolls and records named by (session id, student id or None).
+
+        Rolls and records that do not exist are simply not in the unit. Commits at the end of the block, steps and events
+        together; raises Unavailable when Postgres is away or a lock was not had in time.
+        """
+        wanted = set(keys)
+        async with transaction(self._engine) as connection:
+            unit = Unit(connection)
+            await unit.lock({session_id for session_id, _ in wanted})
+            await unit.load({(session_id, student_id) for session_id, student_id in wanted if student_id is not None})
+            yield unit
+            await unit.write()
+            if unit.events:
+                await self._outbox.add(connection, unit.events)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Read for the length of the block, everything as it stood at one moment."""
+        async with transaction(self._engine) as connection:
+            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+            yield Snapshot(connection)

@@ -1,0 +1,102 @@
+"""What waits for one client, and how much of it may."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+MAX_WAITING_BYTES: Final = 1024 * 1024
+"""How much may wait for a client behind the packet that is being written."""
+LARGE_BYTES: Final = 256 * 1024
+MAX_LARGE: Final = 2
+"""How many packets beyond `LARGE_BYTES` may wait besides: an answer is an event and its acknowledgement, a roll in each."""
+
+
+class Message:
+    """One Engine.IO packet as it goes out: encoded once, for all who get it."""
+
+    __slots__ = ("body", "frame")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        """As it goes into the answer to a poll: UTF-8."""
+        self.frame = _framed(body)
+        """As it goes over a websocket."""
+
+
+class Outbound:
+    """A queue of what waits for one client. `full` is called when that is too much. An empty one takes next to no memory."""
+
+    __slots__ = ("_getter", "_large", "_large_bytes", "_shut", "_small_bytes", "_waiting", "_when_full")
+
+    def __init__(self, full: Callable[[], None]) -> None:
+        self._when_full = full
+        self._waiting: deque[Message | None] | None = None
+        self._getter: asyncio.Future[None] | None = None
+        self._small_bytes = self._large_bytes = self._large = 0
+        self._shut = False
+
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def put_nowait(self, message: Message | None) -> None:
+        """Put a message behind the others; None ends the writing. Nothing waits any more once it was too much."""
+        if self._shut:
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append(message)
+        self._count(message, 1)
+        if self._getter is not None and not self._getter.done():
+            self._getter.set_result(None)
+        small = self._small_bytes > MAX_WAITING_BYTES
+        if small or (self._large > MAX_LARGE and self._small_bytes + self._large_bytes > MAX_WAITING_BYTES):
+            self._when_full()
+
+    def get_nowait(self) -> Message | None:
+        """Take the message that is to be written next; raise asyncio.QueueEmpty when nothing waits."""
+        if not self._waiting:
+            raise asyncio.QueueEmpty
+        message = self._waiting.popleft()
+        self._count(message, -1)
+        if not self._waiting:
+            self._waiting = None
+        return message
+
+    async def get(self) -> Message | None:
+        """Wait for the message that is to be written next, and take it; one at a time may wait."""
+        while not self._waiting:
+            self._getter = asyncio.get_running_loop().create_future()
+            try:
+                await self._getter
+            finally:
+                self._getter = None
+        return self.get_nowait()
+
+    def shut(self) -> None:
+        """Let go of everything, and take nothing any more; whoever waits for a message gets None. A repeat does nothing."""
+        if self._shut:
+            return
+        while not self.empty():
+            self.get_nowait()
+        self.put_nowait(None)
+        self._shut = True
+
+    def _count(self, message: Message | None, sign: int) -> None:
+        size = 0 if message is None else len(message.body)
+        if size > LARGE_BYTES:
+            self._large += sign
+            self._large_bytes += sign * size
+        else:
+            self._small_bytes += sign * size
+
+
+def _framed(body: bytes) -> bytes:
+    """Make a text frame, unmasked (RFC 6455, 5.2)."""
+    size = len(body)
+    if size < 126:
+        return bytes((0x81, size)) + body
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2) + body
+    return b"\x81\x7f" + size.to_bytes(8) + body

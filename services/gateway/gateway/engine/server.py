@@ -1,0 +1,325 @@
+"""Where python-socketio is extended, as subclasses: nothing here knows attendance. `transports.py` does so for Engine.IO.
+
+The stock `emit` starts a task for each recipient and waits for all of them; with some hundreds at once that starves the
+loop. Here a packet is encoded once and written to each recipient, without a task and without an await.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Collection, Iterable, Iterator
+from typing import Any, Final, Protocol
+
+import msgspec
+import socketio
+from socketio import packet
+
+from gateway.engine.links import REFUSED_SECONDS, Link
+from gateway.engine.outbound import Message
+from gateway.engine.transports import Engine
+from gateway.engine.websockets import Malformed
+from gateway.rates import Complaints
+from shared.errors import Refused
+
+NAMESPACES: Final = ("/", "/attendance")
+PATH: Final = "/socket.io/"
+MAX_UNDER_WAY: Final = 256
+"""How many commands of one link may be under way at once."""
+BUSY_MS: Final = 1000
+_LINES: Final = (20, 0.5)
+_PREFIXES: Final = {namespace: b"" if namespace == "/" else f"{namespace},".encode() for namespace in NAMESPACES}
+_NO_ENVIRON: Final[dict[str, Any]] = {}
+
+# The kind, the namespace without its query, and the number that an acknowledgement is to bear. Binary kinds are none.
+_HEADER: Final = re.compile(
+    r"(?P<kind>[0-4])(?:(?P<namespace>/[^,?]{0,100})(?:\?[^,]{0,1000})?(?:,|\Z))?(?P<number>[0-9]{0,15})"
+)
+_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+_NAME: Final = re.compile(r'\[\s*"([^"\\]{0,64})')
+
+
+class Json:
+    """JSON for the library's packets, which may then carry msgspec structs."""
+
+    @staticmethod
+    def dumps(data: Any, **_: Any) -> str:
+        """Write JSON."""
+        return msgspec.json.encode(data).decode()
+
+    @staticmethod
+    def loads(text: str | bytes, **_: Any) -> Any:
+        """Read JSON; raise ValueError (msgspec.DecodeError) for anything else."""
+        return msgspec.json.decode(text)
+
+
+class Manager(socketio.AsyncRedisManager):  # type: ignore[misc]
+    """Rooms. What is rare and must reach a socket anywhere goes the stock way, over Redis; fan-out stays in this process."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._rooms_of: dict[tuple[str, str], set[str | None]] = {}
+
+    def emit_here(
+        self, event: str, data: Any, room: str, *, skip: Collection[str] = (), namespaces: Collection[str] = NAMESPACES
+    ) -> None:
+        """Send an event to the sockets of a room that are connected here, in the order of the calls."""
+        encoded = None
+        for namespace in namespaces:
+            members = self.members(namespace, room)
+            if not members:
+                continue
+            encoded = encoded or msgspec.json.encode([event, data])
+            self.send_here(Message(b"42%b%b" % (_PREFIXES[namespace], encoded)), members, skip)
+
+    def send_here(self, message: Message, members: Iterable[tuple[str, str]], skip: Collection[str] = ()) -> None:
+        """Send a message to these sockets and their connections."""
+        links = self.server.eio.sockets
+        for sid, eio_sid in members:
+            if (link := links.get(eio_sid)) is not None and not link.closed and sid not in skip:
+                link.put(message)
+
+    def members(self, namespace: str, room: str | None) -> Collection[tuple[str, str]]:
+        """List the sockets in a room, each with its connection; every socket is alone in the room of its own name."""
+        rooms = self.rooms.get(namespace, {})
+        if room is not None and (eio_sid := rooms.get(None, {}).get(room)) is not None:
+            return ((room, eio_sid),)
+        members: Collection[tuple[str, str]] = rooms[room].items() if room in rooms else ()
+        return members
+
+    def get_participants(self, namespace: str, room: str | None) -> Iterator[tuple[str, str]]:
+        """As the library does: what `members` lists, as of now."""
+        return iter(tuple(self.members(namespace, room)))
+
+    def enter_here(self, sid: str, namespace: str, room: str) -> bool:
+        """Put a socket that is connected here into a room; False when it has gone."""
+        if not self.is_connected(sid, namespace):
+            return False
+        self.basic_enter_room(sid, namespace, room)
+        return True
+
+    def leave_here(self, sid: str, namespace: str, room: str) -> None:
+        """Take a socket out of a room; one that is not in it stays out."""
+        self.basic_leave_room(sid, namespace, room)
+
+    def basic_enter_room(self, sid: str, namespace: str, room: str | None, eio_sid: str | None = None) -> None:
+        """As the library does, and remember it; the room of its own name takes no memory."""
+        if room is None:
+            super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        elif room != sid:
+            rooms = self.rooms[namespace]
+            rooms.setdefault(room, _Members())[sid] = rooms[None][sid]
+            self._rooms_of.setdefault((namespace, sid), set()).add(room)
+
+    def basic_leave_room(self, sid: str, namespace: str, room: str | None) -> None:
+        """As the library does, and forget it."""
+        super().basic_leave_room(sid, namespace, room)
+        if rooms := self._rooms_of.get((namespace, sid)):
+            rooms.discard(room)
+
+    def basic_disconnect(self, sid: str, namespace: str, **_: Any) -> None:
+        """Take a socket out of its rooms. The library looks for it in every room there is: 1.2 ms at 10,000 sockets."""
+        for room in self._rooms_of.pop((namespace, sid), ()):
+            super().basic_leave_room(sid, namespace, room)
+        super().basic_leave_room(sid, namespace, None)
+        self.callbacks.pop(sid, None)
+        for pending in (self.pending_connect, self.pending_disconnect):
+            if sid in pending.get(namespace, ()):
+                pending[namespace].remove(sid)
+                if not pending[namespace]:
+                    del pending[namespace]
+
+
+class _Members(dict[str, str]):
+    """The sockets of a room, each with its connection, of the shape that the library reads; its own is slow to change."""
+
+    @property
+    def _fwdm(self) -> "_Members":
+        return self
+
+
+class _Packet(packet.Packet):  # type: ignore[misc]
+    """Socket.IO packets without binary attachments; the library looks for these in everything it sends."""
+
+    uses_binary_events = False
+
+
+class Namespace(Protocol):
+    """What a namespace must be able to do besides what the library asks of it."""
+
+    async def answer(self, sid: str, event: str, payloads: list[Any], size: int) -> Any:
+        """Do a command, whose payloads had that many characters; return the acknowledgement, None for who has gone."""
+
+    def refuse(self, sid: str, event: str, refused: Refused) -> Any:
+        """Tell a socket that its command is refused; return the acknowledgement."""
+
+
+class Server(socketio.AsyncServer):  # type: ignore[misc]
+    """A server that hands only well-formed events on, of those who are connected, and not too many."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, serializer=_Packet)
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
+
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        # The library keeps the request with all its headers for as long as the connection lasts.
+        await super()._handle_eio_connect(eio_sid, _NO_ENVIRON)
+
+    def _handle_eio_message(self, eio_sid: str, data: str) -> Awaitable[None] | None:
+        """Do what a packet says; what it returns is awaited before the next packet.
+
+        Raises Malformed for what is none, or has no place here.
+        """
+        link: Link = self.eio.sockets[eio_sid]
+        found = _HEADER.match(data)
+        if found is None:
+            raise Malformed("no Socket.IO packet, or a binary one")
+        kind, namespace, number = int(found["kind"]), found["namespace"] or "/", found["number"]
+        rest = data[found.end() :]
+        if kind == packet.EVENT and namespace in link.namespaces:
+            self._take_event(link, namespace, number, rest)
+        elif not link.within_rate():
+            raise Malformed("sends too much")
+        elif kind == packet.CONNECT and not number:
+            return self._take_connect(link, namespace, rest)
+        elif kind == packet.DISCONNECT and not number:
+            return self._take_disconnect(link, namespace)
+        elif kind not in (packet.EVENT, packet.ACK) or namespace not in link.left | link.namespaces:
+            raise Malformed("a packet before its connect")
+        return None
+
+    async def _take_connect(self, link: Link, namespace: str, rest: str) -> None:
+        auth = _read(rest) if rest else None
+        if namespace not in NAMESPACES:
+            error = self.packet_class(packet.CONNECT_ERROR, namespace=namespace, data={"message": "Invalid namespace"})
+            await self._send_packet(link.sid, error)
+        else:
+            await self._handle_connect(link.sid, namespace, auth)
+            if self.manager.is_connected(self.manager.sid_from_eio_sid(link.sid, namespace), namespace):
+                link.namespaces.add(namespace)
+        link.without_namespace_yet(REFUSED_SECONDS)
+
+    async def _take_disconnect(self, link: Link, namespace: str) -> None:
+        await self._handle_disconnect(link.sid, namespace, self.reason.CLIENT_DISCONNECT)
+        self._gone_from(link, namespace, link_seconds=self.eio.connect_seconds)
+
+    def _take_event(self, link: Link, namespace: str, number: str, rest: str) -> None:
+        sid = self.manager.sid_from_eio_sid(link.sid, namespace)
+        if sid is None:
+            return
+        within = link.within_rate()
+        if not within or link.under_way >= MAX_UNDER_WAY:
+            wait_ms = BUSY_MS if within else link.commands.wait_ms()
+            self._refuse(link, namespace, number, rest, Refused("rate_limited", retry_after_ms=wait_ms))
+            return
+        try:
+            event = _read(rest)
+        except HalfALetter as error:
+            self._refuse(link, namespace, number, rest, Refused("invalid", str(error), details=error.details))
+            return
+        if not isinstance(event, list) or not event or not isinstance(event[0], str):
+            raise Malformed("an event without a name")
+        link.under_way += 1
+        task = asyncio.create_task(self._do(link, sid, namespace, number, event, len(rest)))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _do(self, link: Link, sid: str, namespace: str, number: str, event: list[Any], size: int) -> None:
+        """Hand an event on and acknowledge it, unless its sender has said goodbye meanwhile."""
+        handler: Namespace = self.namespace_handlers[namespace]
+        try:
+            answer = await handler.answer(sid, event[0], event[1:], size)
+            if answer is not None and self.manager.is_connected(sid, namespace):
+                _acknowledge(link, namespace, number, answer)
+        finally:
+            link.under_way -= 1
+
+    def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
+        """Refuse a command without reading it."""
+        handler: Namespace = self.namespace_handlers[namespace]
+        name = _NAME.match(rest)
+        sid = self.manager.sid_from_eio_sid(link.sid, namespace)
+        _acknowledge(link, namespace, number, handler.refuse(sid, name[1] if name else "", refused))
+
+    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
+        """As the library does; and the link of a client that is sent away does not stay open."""
+        namespace = namespace or "/"
+        link = self.eio.sockets.get(self.manager.eio_sid_from_sid(sid, namespace))
+        await super().disconnect(sid, namespace=namespace, ignore_queue=ignore_queue)
+        if isinstance(link, Link):
+            self._gone_from(link, namespace, link_seconds=REFUSED_SECONDS)
+
+    def _gone_from(self, link: Link, namespace: str, *, link_seconds: float) -> None:
+        if namespace in link.namespaces and not self.manager.sid_from_eio_sid(link.sid, namespace):
+            link.namespaces.remove(namespace)
+            link.left.add(namespace)
+            link.without_namespace(link_seconds)
+
+
+def _acknowledge(link: Link, namespace: str, number: str, answer: Any) -> None:
+    if number and not link.closed:
+        link.put(Message(b"43%b%d[%b]" % (_PREFIXES[namespace], int(number), msgspec.json.encode(answer))))
+
+
+class HalfALetter(Malformed):
+    """Text that ends within a letter: half an emoji is easily cut off, and no reason to end a connection."""
+
+    details = ({"field": "", "message": "text ends within a letter (a lone surrogate)"},)
+
+    def __str__(self) -> str:
+        return self.details[0]["message"]
+
+
+def _read(text: str) -> Any:
+    try:
+        return Json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise (HalfALetter if _has_half_a_letter(text) else Malformed)("no JSON") from error
+
+
+def _has_half_a_letter(text: str) -> bool:
+    """Say whether that is why text is no JSON: the standard library, which is slow, reads such text."""
+    try:
+        return _SURROGATE.search(text) is not None and json.loads(text) is not None
+    except (ValueError, RecursionError):
+        return False
+
+
+class _Capped(logging.Filter):
+    """Lets a library log a few lines in a row; the next one says how many were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._complaints = Complaints(*_LINES)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        unsaid = self._complaints.about(record.name, time.monotonic())
+        if unsaid:
+            record.msg, record.args = f"{record.getMessage()} ({unsaid} lines before this were left out)", ()
+        return unsaid is not None
+
+
+def quiet_logger() -> logging.Logger:
+    """Make the library's logger: a malformed packet is a caller's mistake, so one line, no traceback and nothing it said.
+
+    What clients can make the libraries below say is capped with it.
+    """
+    logger = logging.getLogger("rollcall.socketio")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_wordless)
+    for each in (logger, *map(logging.getLogger, ("aiohttp.server", "aiohttp.web", "aiohttp.websocket"))):
+        if not any(isinstance(present, _Capped) for present in each.filters):
+            each.addFilter(_Capped())
+    return logger
+
+
+def _wordless(record: logging.LogRecord) -> bool:
+    """Keep the library's own words. What it puts into them, or raises, may be what a client sent, and ids open sessions."""
+    kind = record.exc_info[0] if record.exc_info else None
+    record.msg, record.args = f"{record.msg}: {kind.__name__}" if kind else record.msg, ()
+    record.exc_info = None
+    return True

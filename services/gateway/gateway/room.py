@@ -1,0 +1,190 @@
+"""One roll's listeners in this process: who they are, how far they have heard, and which event is next in turn. No I/O."""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from shared.messages import ChangesRead, Event, EventData, Role, RollChanged, decode_event
+
+_RECENT_EVENTS: Final = 256
+
+Kind = Literal["staff", "student"]
+
+
+class Member(Struct, frozen=True):
+    """One socket that listens: its user, and whether as staff or as a student."""
+
+    sid: str
+    namespace: str
+    user_id: str
+    role: Role
+    kind: Kind
+
+    def dismissed_by(self, teacher_ids: Collection[str]) -> bool:
+        """Say whether they may not stay where only these teach: a teacher who is none of them."""
+        return self.kind == "staff" and self.role == "teacher" and self.user_id not in teacher_ids
+
+
+@dataclass(slots=True, eq=False)
+class Room:
+    """One roll's listeners in this process, and how far they have heard."""
+
+    session_id: str
+    channel: str
+    course_id: str | None = None
+    """Known from the first answer on."""
+    seq: int | None = None
+    """The last number told; None until the first listener is in."""
+    members: dict[str, Member] = field(default_factory=dict)
+    staff_members: dict[str, Member] = field(default_factory=dict)
+    entering: dict[str, Member] = field(default_factory=dict)
+    """Those who were answered and are on their way in, which may take a while; whoever is taken out of here stays out."""
+    holds: int = 0
+    """Callers who are still to be answered."""
+    waiting: dict[int, Event[EventData]] = field(default_factory=dict)
+    """Events that came before their turn, by first number."""
+    recent: deque[Event[EventData]] = field(default_factory=lambda: deque(maxlen=_RECENT_EVENTS))
+    ahead: dict[str, int] = field(default_factory=dict)
+    """Sockets whose answer was newer than the room: up to which number they know already."""
+    hears_of_presence: bool = False
+    deaf: bool = False
+    """Whether it has been said that Redis confirms nothing, and nothing was confirmed since."""
+    mending: asyncio.Task[None] | None = None
+    telling: asyncio.Task[None] | None = None
+    progress_due: asyncio.TimerHandle | None = None
+    progress_at: float = 0.0
+    _students: dict[str, dict[str, Member]] = field(default_factory=dict)
+
+    @property
+    def staff(self) -> str:
+        """The Socket.IO room of the staff."""
+        return f"staff:{self.session_id}"
+
+    @property
+    def everyone(self) -> str:
+        """The Socket.IO room of all who listen."""
+        return f"roll:{self.session_id}"
+
+    def names_for(self, member: Member) -> tuple[str, ...]:
+        """The Socket.IO rooms this member belongs to."""
+        return (self.everyone, self.staff) if member.kind == "staff" else (self.everyone,)
+
+    def add(self, member: Member) -> None:
+        """Count a socket in, or in as what it is now."""
+        self._uncount(member.sid)
+        self.members[member.sid] = member
+        if member.kind == "staff":
+            self.staff_members[member.sid] = member
+        else:
+            self._students.setdefault(member.user_id, {})[member.sid] = member
+
+    def remove(self, sid: str) -> Member | None:
+        """Count a socket out; None when it was not in."""
+        self.ahead.pop(sid, None)
+        return self._uncount(sid)
+
+    def _uncount(self, sid: str) -> Member | None:
+        member = self.members.pop(sid, None)
+        self.staff_members.pop(sid, None)
+        if member is not None and (own := self._students.get(member.user_id)) is not None:
+            own.pop(sid, None)
+            if not own:
+                del self._students[member.user_id]
+        return member
+
+    def expects(self, member: Member) -> bool:
+        """Say whether somebody is still on their way in."""
+        return self.entering.get(member.sid) is member
+
+    def listener(self, sid: str) -> Member | None:
+        """Find who listens at a socket, or is about to."""
+        return self.entering.get(sid) or self.members.get(sid)
+
+    def listeners(self) -> list[Member]:
+        """List all who listen, and all who are about to."""
+        return list({**self.members, **self.entering}.values())
+
+    def of_student(self, student_id: str) -> tuple[Member, ...]:
+        """List a student's own sockets, without looking at anybody else's: one commit may change hundreds of records."""
+        return tuple(self._students.get(student_id, {}).values())
+
+    def behind(self, seq: int) -> list[Member]:
+        """List the members whose answers did not tell them of `seq` already."""
+        return [member for member in self.members.values() if self.ahead.get(member.sid, 0) < seq]
+
+    def knowing(self, seq: int, among: Iterable[str]) -> list[str]:
+        """List those of these sockets whose answers told them of `seq` already."""
+        return [sid for sid in among if self.ahead.get(sid, 0) >= seq] if self.ahead else []
+
+    def said_since(self, seq: int) -> list[Event[EventData]] | None:
+        """List what was told after a number, as far as it is told; None where that is not remembered any more."""
+        said = [after(event, seq) for event in takewhile(lambda event: event.sequence > seq, reversed(self.recent))]
+        said.reverse()
+        if self.seq is not None and seq < self.seq and (not said or said[0].data.first_seq > seq + 1):
+            return None
+        return said
+
+    def last_change(self, seq: int) -> list[Event[EventData]]:
+        """Give the last event, without the changes that are known as of `seq`, when it is as of then and told of records."""
+        last = self.recent[-1] if self.recent and seq == self.seq else None
+        if last is None or not isinstance(last.data, RollChanged):
+            return []
+        return [replace(last, data=replace(last.data, first_seq=seq + 1, changes=()))]
+
+    def take(self) -> Event[EventData] | None:
+        """Take the event whose turn it is, if it is here, and count it as told."""
+        if self.seq is None or (event := self._next(self.seq)) is None:
+            return None
+        self.seq = event.sequence
+        self.recent.append(event)
+        return event
+
+    def forget_the_past(self) -> None:
+        """Drop what need not be kept any more, now that `seq` has been told."""
+        if (told := self.seq) is not None:
+            self.ahead = {sid: seq for sid, seq in self.ahead.items() if seq > told}
+            self.waiting = {first: event for first, event in self.waiting.items() if event.sequence > told}
+
+    def _next(self, told: int) -> Event[EventData] | None:
+        event = self.waiting.pop(told + 1, None)
+        if event is not None:
+            return event
+        for first, event in self.waiting.items():
+            if first <= told < event.sequence:
+                del self.waiting[first]
+                return after(event, told)
+        return None
+
+
+def after(event: Event[EventData], told: int) -> Event[EventData]:
+    """Cut off what of an event was told already (a page of changes may end within a commit)."""
+    data = event.data
+    if data.first_seq > told or not isinstance(data, RollChanged):
+        return event
+    rest = tuple(change for change in data.changes if change.seq > told)
+    return replace(event, data=replace(data, first_seq=told + 1, changes=rest))
+
+
+def without_gaps(session_id: str, read: ChangesRead, since: int) -> list[Event[EventData]]:
+    """Read a page's events, with a silent one in place of what this version does not know: it must hold up nothing."""
+    events: list[Event[EventData]] = []
+    reached = since
+
+    def pass_over(upto: int) -> None:
+        if upto > reached:
+            source = f"/rolls/{session_id}"
+            events.append(Event(id="", source=source, time="", sequence=upto, data=EventData(first_seq=reached + 1)))
+
+    known = [event for event in map(decode_event, read.events) if event is not None]
+    for event in sorted(known, key=lambda event: event.data.first_seq):
+        pass_over(event.data.first_seq - 1)
+        events.append(event)
+        reached = max(reached, event.sequence)
+    pass_over(read.seq)
+    return events

@@ -1,0 +1,105 @@
+"""How messages are written and read: JSON, and CloudEvents 1.0 for events."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from msgspec import DecodeError, MsgspecError, Raw, Struct, json
+
+from shared.messages.answers import Answer
+from shared.messages.commands import AnyCommand, ReplyTo
+from shared.messages.events import EVENT_TYPES, Event, EventData
+from shared.messages.shapes import Time
+
+
+class _CloudEvent(Struct, frozen=True, kw_only=True):
+    """The envelope on the wire: CloudEvents 1.0, structured JSON."""
+
+    specversion: str = "1.0"
+    id: str
+    source: str
+    type: str
+    time: Time
+    sequence: str
+    datacontenttype: str = "application/json"
+    data: Raw
+
+
+T = TypeVar("T")
+
+_encoder = json.Encoder()
+_commands = json.Decoder(list[AnyCommand])
+_items = json.Decoder(list[Raw])
+_answers = json.Decoder(list[Answer])
+_envelope = json.Decoder(_CloudEvent)
+_data = {name: json.Decoder(data) for name, data in EVENT_TYPES.items()}
+
+
+def encode(message: Struct) -> bytes:
+    """Write a command, an answer or a result as JSON."""
+    return _encoder.encode(message)
+
+
+def decode(kind: type[T], body: bytes | Raw) -> T:
+    """Read a result as the type the asker expects; raise msgspec.ValidationError when it is none."""
+    return json.decode(body, type=kind)
+
+
+def decode_commands(body: bytes) -> list[AnyCommand]:
+    """Read one command message (a JSON array of commands); raise msgspec.MsgspecError when it is none."""
+    with _reading():
+        return _commands.decode(body)
+
+
+def each_alone(body: bytes) -> list[bytes]:
+    """Make of a JSON array a message for each of its items, unread; raise msgspec.MsgspecError when it is none."""
+    with _reading():
+        return [b"[" + bytes(item) + b"]" for item in _items.decode(body)]
+
+
+def decode_answers(body: bytes) -> list[Answer]:
+    """Read one message of answers (a JSON array); raise msgspec.MsgspecError when it is none."""
+    with _reading():
+        return _answers.decode(body)
+
+
+def encode_event(event: Event[EventData]) -> bytes:
+    """Write an event as a CloudEvent; the sequence is zero-padded so that it sorts as text."""
+    return _encoder.encode(
+        _CloudEvent(
+            id=event.id,
+            source=event.source,
+            type=event.type,
+            time=event.time,
+            sequence=f"{event.sequence:020d}",
+            data=Raw(_encoder.encode(event.data)),
+        )
+    )
+
+
+def decode_event(body: bytes | Raw, reply_to: ReplyTo | None = None) -> Event[EventData] | None:
+    """Read a CloudEvent; None for a type this version does not know. Raise msgspec.MsgspecError when malformed."""
+    with _reading():
+        envelope = _envelope.decode(body)
+        data = _data.get(envelope.type)
+        if data is None:
+            return None
+        return Event(
+            id=envelope.id,
+            source=envelope.source,
+            time=envelope.time,
+            sequence=int(envelope.sequence),
+            data=data.decode(envelope.data),
+            reply_to=reply_to,
+        )
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Say of everything that cannot be read the same: bytes that are no UTF-8 and deep nesting have errors of their own."""
+    try:
+        yield
+    except MsgspecError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(str(error)) from error

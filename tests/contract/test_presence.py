@@ -1,0 +1,367 @@
+"""Who is connected, on a real Valkey: true on every gateway, told once, and there again after Redis or a gateway was lost."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import pytest
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ConnectionError as RedisGone
+
+from gateway.presence import ALIVE_SECONDS, BEAT_SECONDS, KEPT_SECONDS, REPEAT_SECONDS
+from shared.clock import parse_rfc3339, utc_now
+from shared.errors import Unavailable
+from shared.live import Names
+from tests.contract.room_talk import SECONDS, SID, Ear, World, a_world, until
+
+ANN, BEN = "s2", "s3"
+GRACE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a test does not take as long as a lecture; the proportions stay."""
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", GRACE)
+    monkeypatch.setattr("gateway.presence.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.presence.REPEAT_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.presence.ALIVE_SECONDS", 1)
+    monkeypatch.setattr("gateway.presence._AGAIN_SECONDS", 0.05)
+
+
+@asynccontextmanager
+async def gateways(url: str) -> AsyncIterator[tuple[World, World]]:
+    """Run two gateways of one deployment."""
+    names = Names(f"test-{uuid4().hex}")
+    async with a_world(url, names=names) as here, a_world(url, names=names) as there:
+        yield here, there
+
+
+async def a_student(world: World, student_id: str = ANN) -> str:
+    """Count in a student who has joined; return their socket."""
+    ear = await world.a_socket("student", student_id)
+    world.presence.enter(SID, student_id, ear.member.sid)
+    return ear.member.sid
+
+
+async def a_teacher(world: World) -> Ear:
+    """Let a teacher in, and see that their gateway listens to who leaves."""
+    ear, _ = await world.a_listener()
+    await eventually(lambda: world.listening_to(world.names.presence_channel(SID)), lambda count: count >= 1)
+    return ear
+
+
+async def eventually(ask: Callable[[], Awaitable[Any]], fits: Callable[[Any], bool], seconds: float = SECONDS) -> None:
+    """Ask until the answer fits: Valkey tells nobody."""
+    async with asyncio.timeout(seconds):
+        while not fits(await ask()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def becomes_online(world: World, *students: str) -> None:
+    """Wait until just these are connected, as seen from here."""
+    await eventually(lambda: world.presence.online(SID), lambda online: set(online) == set(students))
+
+
+def left(ear: Ear) -> list[str]:
+    return [payload["student_id"] for payload in ear.of("studentLeft")]
+
+
+def test_the_real_waits_are_those_of_the_design() -> None:
+    """A gateway may miss a beat; a dead one is noticed within half a minute; nothing lapses that is repeated."""
+    assert 2 * BEAT_SECONDS < ALIVE_SECONDS
+    assert ALIVE_SECONDS + BEAT_SECONDS < 30
+    assert 2 * REPEAT_SECONDS < KEPT_SECONDS
+
+
+async def test_who_is_connected_is_known_on_every_gateway(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        await a_student(here, ANN)
+        await a_student(there, BEN)
+
+        for world in (here, there):
+            await becomes_online(world, ANN, BEN)
+
+
+async def test_a_gateway_knows_of_its_own_at_once(world: World) -> None:
+    """Before Redis has been told."""
+    sid = await a_student(world)
+    assert set(await world.presence.online(SID)) == {ANN}
+
+    world.presence.leave_all(sid)
+
+    assert set(await world.presence.online(SID)) == set()
+
+
+async def test_who_has_gone_is_told_to_staff_on_every_gateway_once_and_after_the_grace(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        ears = [await a_teacher(here), await a_teacher(there)]
+        sid = await a_student(here)
+        await becomes_online(there, ANN)
+
+        gone, began = utc_now(), time.monotonic()
+        here.presence.leave_all(sid)
+        await becomes_online(there)
+
+        for ear in ears:
+            await until(lambda ear=ear: left(ear) == [ANN])  # type: ignore[misc]
+            [said] = ear.of("studentLeft")
+            assert set(said) == {"session_id", "student_id", "left_at"}
+            assert (said["session_id"], said["student_id"]) == (SID, ANN)
+            # When they went, not when that was certain.
+            assert gone <= parse_rfc3339(said["left_at"]) < utc_now()
+        assert time.monotonic() - began >= GRACE
+        await a_marker(here, ears, "marker")
+        assert [left(ear) for ear in ears] == [[ANN, "marker"]] * 2
+
+
+async def a_marker(world: World, ears: list[Ear], student_id: str) -> None:
+    """Have another student leave, and wait until that is heard: whatever was still to come has come by then."""
+    sid = await a_student(world, student_id)
+    world.presence.leave_all(sid)
+    for ear in ears:
+        await until(lambda ear=ear: left(ear)[-1:] == [student_id])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("back", ["here", "there"])
+async def test_who_comes_back_within_the_grace_has_not_left(redis_url: str, back: str) -> None:
+    """To the same gateway or another."""
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        sid = await a_student(here)
+        await becomes_online(there, ANN)
+
+        here.presence.leave_all(sid)
+        await a_student({"here": here, "there": there}[back])
+
+        await a_marker(here, [ear], "marker")
+        assert left(ear) == ["marker"]
+        await becomes_online(there, ANN)
+
+
+@pytest.mark.parametrize("order", ["here first", "there first"])
+async def test_a_student_with_two_sockets_leaves_with_the_last(redis_url: str, order: str) -> None:
+    """On two gateways; it is told once, whoever tells it."""
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        sockets = [(here, await a_student(here)), (there, await a_student(there))]
+        first, last = sockets if order == "here first" else reversed(sockets)
+        await becomes_online(here, ANN)
+
+        first[0].presence.leave_all(first[1])
+        await a_marker(first[0], [ear], "between")
+        assert left(ear) == ["between"]
+        await becomes_online(here, ANN)
+        last[0].presence.leave_all(last[1])
+
+        await until(lambda: left(ear) == ["between", ANN])
+        await a_marker(first[0], [ear], "after")
+        assert left(ear) == ["between", ANN, "after"]
+
+
+async def test_two_sockets_that_go_at_the_same_moment_are_one_departure(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        sockets = [(here, await a_student(here)), (there, await a_student(there))]
+        await becomes_online(here, ANN)
+
+        for world, sid in sockets:
+            world.presence.leave_all(sid)
+
+        await until(lambda: ANN in left(ear))
+        for world in (here, there):
+            await a_marker(world, [ear], world.gateway_id)
+        assert left(ear).count(ANN) == 1
+
+
+async def test_two_tabs_on_one_gateway_are_one_student(world: World) -> None:
+    ear = await a_teacher(world)
+    tabs = [await a_student(world), await a_student(world)]
+
+    world.presence.leave_all(tabs[0])
+    await a_marker(world, [ear], "marker")
+    assert left(ear) == ["marker"]
+    assert set(await world.presence.online(SID)) == {ANN}
+    world.presence.leave_all(tabs[1])
+
+    await until(lambda: left(ear) == ["marker", ANN])
+
+
+async def test_who_leaves_on_purpose_has_left_at_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", 60.0)
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(there)
+        sid = await a_student(here)
+        await becomes_online(there, ANN)
+
+        assert here.presence.leave(SID, sid, at_once=True)
+        assert not here.presence.leave(SID, sid, at_once=True)
+
+        await until(lambda: left(ear) == [ANN])
+
+
+async def test_a_student_in_two_sessions_leaves_the_one_they_leave(world: World) -> None:
+    sid = await a_student(world)
+    world.presence.enter("other", ANN, sid)
+
+    world.presence.leave("other", sid)
+
+    assert set(await world.presence.online(SID)) == {ANN}
+    assert set(await world.presence.online("other")) == set()
+
+
+async def test_those_on_a_gateway_that_dies_are_gone_and_staff_elsewhere_hear_of_it_once(redis_url: str) -> None:
+    """Killed, it says nothing any more. Two others host staff; Ben has a socket on one of them too."""
+    names = Names(f"test-{uuid4().hex}")
+    async with a_world(redis_url, names=names) as one, a_world(redis_url, names=names) as other:
+        ears = [await a_teacher(one), await a_teacher(other)]
+        async with a_world(redis_url, names=names) as dying:
+            await a_student(dying, ANN)
+            await a_student(dying, BEN)
+            await a_student(one, BEN)
+            await becomes_online(one, ANN, BEN)
+            for world in (one, other):
+                await until(lambda world=world: dying.gateway_id in world.presence._peers)  # type: ignore[misc]
+
+        await becomes_online(one, BEN)
+        for ear in ears:
+            await until(lambda ear=ear: left(ear) == [ANN])  # type: ignore[misc]
+        await a_marker(one, ears, "marker")
+        assert [left(ear) for ear in ears] == [[ANN, "marker"]] * 2
+        assert await one.redis.hlen(names.presence(SID)) == 1
+
+
+async def test_those_who_do_not_come_back_from_a_gateway_that_goes_are_told_of_by_another(redis_url: str) -> None:
+    """Ben is on another gateway before his old one goes; Ann is nowhere, and nobody on hers would be left to say so."""
+    names = Names(f"test-{uuid4().hex}")
+    async with a_world(redis_url, names=names) as staying:
+        ear = await a_teacher(staying)
+        async with a_world(redis_url, names=names) as going:
+            ann, ben = await a_student(going, ANN), await a_student(going, BEN)
+            await becomes_online(staying, ANN, BEN)
+            await until(lambda: going.gateway_id in staying.presence._peers)
+
+            going.presence.hand_over()
+            going.presence.leave_all(ann)
+            going.presence.leave_all(ben)
+            await a_student(staying, BEN)
+
+        await until(lambda: left(ear) == [ANN])
+        await becomes_online(staying, BEN)
+
+
+async def test_what_redis_has_lost_is_there_again(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        await a_student(here, ANN)
+        await a_student(there, BEN)
+        await becomes_online(here, ANN, BEN)
+
+        await forget(here)
+
+        for world in (here, there):
+            await becomes_online(world, ANN, BEN)
+
+
+async def forget(world: World) -> None:
+    keys = [key async for key in world.redis.scan_iter(f"{world.names.prefix}:*")]
+    assert keys
+    await world.redis.delete(*keys)
+
+
+async def test_everything_in_redis_ends_by_itself(world: World) -> None:
+    await a_student(world)
+    gone = await a_student(world, BEN)
+    world.presence.leave_all(gone)
+    await eventually(lambda: world.redis.exists(world.names.departures(SID)), bool)
+
+    keys = [key async for key in world.redis.scan_iter(f"{world.names.prefix}:*")]
+
+    assert len(keys) >= 4
+    for key in keys:
+        assert 0 < await world.redis.ttl(key) <= KEPT_SECONDS
+
+
+async def test_without_redis_nobody_waits_and_all_is_told_once_it_is_back(world: World) -> None:
+    ear = await a_teacher(world)
+    sid = await a_student(world, BEN)
+    await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1)
+
+    async def gone(*_: object, **__: object) -> None:
+        raise RedisGone("refused")
+
+    with patch.object(Pipeline, "execute", gone):
+        began = time.monotonic()
+        await a_student(world, ANN)
+        world.presence.leave_all(sid)
+        assert time.monotonic() - began < 1
+        with pytest.raises(Unavailable):
+            await world.presence.online(SID)
+        # The grace passes, and nobody can be told.
+        await asyncio.sleep(2 * GRACE)
+        assert left(ear) == []
+
+    await until(lambda: left(ear) == [BEN])
+    await eventually(lambda: fields(world), lambda found: [field.split(b" ")[0] for field in found] == [ANN.encode()])
+
+
+async def fields(world: World) -> list[bytes]:
+    return [bytes(field) for field in await world.redis.hkeys(world.names.presence(SID)) if isinstance(field, bytes)]
+
+
+async def test_a_thousand_joins_are_a_few_round_trips(world: World) -> None:
+    await eventually(lambda: world.redis.exists(world.names.gateway(world.gateway_id)), bool)
+    trips = 0
+    execute = Pipeline.execute
+
+    async def counted(pipeline: Any, *args: Any) -> Any:
+        nonlocal trips
+        trips += any(command[0][0] == "HSET" for command in pipeline.command_stack)
+        return await execute(pipeline, *args)
+
+    with (
+        patch.object(Pipeline, "execute", counted),
+        patch("gateway.presence.BEAT_SECONDS", 60.0),
+        patch("gateway.presence.REPEAT_SECONDS", 60.0),
+    ):
+        for number in range(1000):
+            world.presence.enter(SID, f"s{number}", f"sid{number}")
+            if number % 100 == 0:
+                await asyncio.sleep(0.001)
+        await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1000)
+
+    assert trips <= 12
+
+
+async def test_a_thousand_who_leave_together_are_all_told(world: World) -> None:
+    ear = await a_teacher(world)
+    for number in range(1000):
+        world.presence.enter(SID, f"s{number}", f"sid{number}")
+    await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1000)
+
+    for number in range(1000):
+        world.presence.leave_all(f"sid{number}")
+
+    await until(lambda: len(ear.of("studentLeft")) == 1000)
+    assert set(left(ear)) == {f"s{number}" for number in range(1000)}
+
+
+async def test_a_gateway_without_staff_does_not_listen_to_who_leaves(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.rooms.HEADS_SECONDS", 0.02)
+    async with a_world(redis_url) as world:
+        student, _ = await world.a_listener(1, "student", ANN)
+        channel = world.names.presence_channel(SID)
+        assert channel not in world.listener.channels
+
+        ear = await a_teacher(world)
+        await world.leave(ear)
+
+        await until(lambda: channel not in world.listener.channels)
+        await eventually(lambda: world.listening_to(channel), lambda count: count == 0)
+        again = await a_teacher(world)
+        sid = await a_student(world, BEN)
+        world.presence.leave_all(sid)
+        await until(lambda: left(again) == [BEN])
+        assert left(student) == left(ear) == []

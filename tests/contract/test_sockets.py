@@ -1,0 +1,674 @@
+"""What one socket may send, with rooms, watchers and presence on a real Valkey and the services as a script."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from inspect import isawaitable
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from socketio.exceptions import ConnectionRefusedError
+
+from gateway.auth import Tokens, mint
+from gateway.commands import Commands
+from gateway.door import Door
+from gateway.keys import Keys, Secret
+from gateway.payloads import MAX_BULK_BYTES
+from gateway.requests import SECONDS
+from gateway.sockets import Attendance
+from gateway.usage import USER_LIMIT, Usage
+from rollcall.servers import Server
+from shared.errors import Refused
+from shared.messages import ActiveSessions, Actor, ChangesRead, Course, Record, Role, RollJoined, RollRead, RollSynced
+from tests.contract.room_talk import (
+    COURSE,
+    NINE,
+    SID,
+    Ear,
+    World,
+    a_close,
+    a_course,
+    a_join,
+    a_mark,
+    a_session,
+    a_world,
+    active,
+    an_opening,
+    joins,
+    statistics,
+    until,
+    whole_roll,
+)
+
+SECRET = "a secret of at least thirty-two bytes"
+ABOUT = {"session_id": SID}
+
+
+class Services:
+    """In place of `Requests`: answers what each test says, or else as two good services would."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.joined: set[str] = set()
+        self.behind = 0
+        """How many numbers have been taken since a join is answered."""
+        self.received_at: datetime | None = None
+        self.said: list[tuple[Any, ...]] = []
+        self.meanwhile: Callable[[], Awaitable[Any]] | None = None
+        """Happens while the next command is being done."""
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def ask(*arguments: Any, **options: Any) -> Any:
+            self.said.append((name, *arguments))
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                await meanwhile()
+            answer = getattr(self, f"_{name}")(*arguments, **options)
+            return await answer if isawaitable(answer) else answer
+
+        return ask
+
+    def received(self, at: datetime) -> "Services":
+        self.received_at = at
+        return self
+
+    def seconds_left(self) -> float:
+        return SECONDS
+
+    def _join(self, actor: Actor, session_id: str, command_id: str | None) -> RollJoined:
+        self.joined.add(actor.id)
+        return RollJoined(
+            session_id=session_id,
+            status="present",
+            joined_at=NINE,
+            seq=2,
+            roll_seq=self.world.seq - self.behind,
+            course_id=COURSE,
+        )
+
+    def _sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> RollSynced:
+        if actor.role == "student" and not actor.id.startswith("s"):
+            raise Refused("not_enrolled")
+        own = tuple(
+            Record(
+                session_id=session_id,
+                student_id=actor.id,
+                student_name="x",
+                status="present",
+                remarks=None,
+                source="self",
+                marked_by=None,
+                marked_at=None,
+                joined_at=NINE if actor.id in self.joined else None,
+                seq=2,
+            )
+            for _ in range(since_seq is None or since_seq < 2)
+        )
+        as_staff = actor.role != "student"
+        records = whole_roll(self.world.seq).records if as_staff else own
+        return RollSynced(
+            mode="whole" if since_seq is None else "changes",
+            as_staff=as_staff,
+            joined=actor.id in self.joined,
+            session=a_session(session_id),
+            records=records,
+            statistics=statistics(self.world.seq),
+            seq=self.world.seq,
+        )
+
+    def _read_roll(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
+        if actor.role == "student":
+            raise Refused("forbidden")
+        return whole_roll(self.world.seq)
+
+    def _start(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
+        return whole_roll(self.world.seq)
+
+    def _reopen(self, actor: Actor, session_id: str, reason: str, command_id: str | None = None) -> RollRead:
+        return whole_roll(self.world.seq)
+
+    def _read_course(self, actor: Actor, course_id: str) -> Course:
+        raise Refused("course_not_found")
+
+    def _read_active_sessions(self, course_id: str) -> ActiveSessions:
+        return ActiveSessions(items=active(SID))
+
+
+class Gateway:
+    """One namespace of a gateway, whose clock the test holds."""
+
+    def __init__(self, world: World, keys: Keys | None = None) -> None:
+        self.world = world
+        self.services = Services(world)
+        self.time = datetime.now(UTC).replace(microsecond=0)
+        tokens = Tokens(keys or Secret(SECRET))
+        self.usage = Usage(world.redis, world.names)
+        self.door = Door(tokens, self.usage)
+        requests: Any = self.services
+        commands = Commands(tokens, requests, world.rooms, world.courses, world.watchers, world.presence)
+        self.attendance = Attendance(
+            "/", world.manager, self.door, commands.table(), world.rooms, world.watchers, world.presence, lambda: self.time
+        )
+        world.server.register_namespace(self.attendance)
+
+    async def a_caller(self, user_id: str = "s2", role: Role = "student", *, seconds: int = 3600) -> Ear:
+        """Connect somebody whose token lasts that long from now."""
+        ear = await self.world.a_socket("staff" if role != "student" else "student", user_id, role=role)
+        await self.attendance.trigger_event("connect", ear.member.sid, {}, {"token": self.token(user_id, role, seconds)})
+        return ear
+
+    def token(self, user_id: str = "s2", role: Role = "student", seconds: int = 3600) -> str:
+        return mint(SECRET, subject=user_id, role=role, name="x", lifetime=timedelta(seconds=seconds), now=self.time)
+
+    async def ask(self, ear: Ear, event: str, **payload: Any) -> Any:
+        """Have a command done as one that has come; None where nobody is answered."""
+        answer = await self.attendance.answer(ear.member.sid, event, [payload], len(msgspec.json.encode(payload)))
+        return msgspec.json.decode(answer) if isinstance(answer, msgspec.Raw) else answer
+
+
+@pytest.fixture
+async def gateway(world: World) -> AsyncIterator[Gateway]:
+    yield Gateway(world)
+
+
+async def online(world: World) -> set[str]:
+    return set(await world.presence.online(SID))
+
+
+# Coming and going
+
+
+async def test_who_joins_is_counted_and_hears_and_who_leaves_does_not(gateway: Gateway, world: World) -> None:
+    ear = await gateway.a_caller()
+    assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+    assert await online(world) == {"s2"}
+
+    answer = await gateway.ask(ear, "leaveAttendanceSession", **ABOUT)
+    again = await gateway.ask(ear, "leaveAttendanceSession", **ABOUT)
+
+    assert answer["ok"]
+    assert again == answer
+    assert ear.of("attendanceSessionLeft") == [answer, again]
+    assert await online(world) == set()
+    other, _ = await world.a_listener()
+    await world.commit(a_join(2))
+    await until(lambda: other.joins == [2])
+    assert "attendanceProgress" not in ear.names
+
+
+@pytest.mark.parametrize(("user_id", "code"), [("s3", "forbidden"), ("nobody", "not_enrolled")])
+async def test_who_has_not_joined_cannot_leave(gateway: Gateway, user_id: str, code: str) -> None:
+    ear = await gateway.a_caller(user_id)
+
+    answer = await gateway.ask(ear, "leaveAttendanceSession", **ABOUT)
+
+    assert answer["error"]["code"] == code
+    [error] = ear.of("attendanceError")
+    assert (error["event"], error["session_id"], error["code"]) == ("leaveAttendanceSession", SID, code)
+
+
+async def test_who_has_joined_on_another_socket_may_leave_on_this_one(gateway: Gateway) -> None:
+    first, second = await gateway.a_caller(), await gateway.a_caller()
+    await gateway.ask(first, "joinAttendanceSession", **ABOUT)
+
+    assert (await gateway.ask(second, "leaveAttendanceSession", **ABOUT))["ok"]
+
+
+@pytest.mark.parametrize("since_seq", [None, 0, 2])
+async def test_who_syncs_after_a_reconnect_is_counted_if_they_have_joined(
+    gateway: Gateway, world: World, since_seq: int | None
+) -> None:
+    """Also where nothing has changed since, so that the answer has no record in it."""
+    gateway.services.joined.add("s2")
+    joined, other = await gateway.a_caller("s2"), await gateway.a_caller("s3")
+    payload = ABOUT if since_seq is None else {**ABOUT, "since_seq": since_seq}
+
+    answers = [await gateway.ask(ear, "syncAttendanceSession", **payload) for ear in (joined, other)]
+
+    assert [answer["mode"] for answer in answers] == ["whole" if since_seq is None else "changes"] * 2
+    assert await online(world) == {"s2"}
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and room.members.keys() == {joined.member.sid, other.member.sid})
+    assert room is not None
+    assert not room.staff_members
+    await world.commit(a_join(2))
+    await until(lambda: joined.progress == other.progress == [2])
+
+
+async def test_a_teacher_who_syncs_hears_as_staff(gateway: Gateway, world: World) -> None:
+    ear = await gateway.a_caller("ada", "teacher")
+
+    assert (await gateway.ask(ear, "syncAttendanceSession", **ABOUT))["ok"]
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and ear.member.sid in room.members)
+    await world.commit(a_join(2))
+
+    await until(lambda: ear.joins == [2])
+    assert await online(world) == set()
+
+
+async def test_a_student_who_syncs_is_not_told_again_what_the_answer_said(gateway: Gateway, world: World) -> None:
+    await world.commit(a_join(2), a_close(3))
+    ear = await gateway.a_caller()
+
+    await gateway.ask(ear, "syncAttendanceSession", **ABOUT)
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and ear.member.sid in room.members)
+    await world.rooms._compare_heads([room] if room else [])
+    await world.commit(a_join(4))
+
+    await until(lambda: ear.progress == [4])
+    assert ear.ends == 0
+
+
+async def test_who_goes_while_a_join_is_under_way_is_not_counted(gateway: Gateway, world: World) -> None:
+    ear = await gateway.a_caller()
+
+    async def go() -> None:
+        await gateway.attendance.trigger_event("disconnect", ear.member.sid, "gone")
+
+    gateway.services.meanwhile = go
+    await gateway.ask(ear, "joinAttendanceSession", **ABOUT)
+
+    assert await online(world) == set()
+
+
+async def test_who_is_connected_is_shown_to_staff_only(gateway: Gateway) -> None:
+    student, teacher = await gateway.a_caller(), await gateway.a_caller("ada", "teacher")
+    await gateway.ask(student, "joinAttendanceSession", **ABOUT)
+
+    answer = await gateway.ask(teacher, "getOnlineStudents", **ABOUT)
+
+    assert teacher.of("onlineStudentsData") == [answer]
+    assert (answer["total_joined"], answer["online_count"]) == (4, 1)
+    assert answer["online_students"] == [{"student_id": "s2", "student_name": "Student 2", "joined_at": NINE}]
+    assert (await gateway.ask(student, "getOnlineStudents", **ABOUT))["error"]["code"] == "forbidden"
+
+
+async def test_who_leaves_while_they_are_caught_up_stays_out(gateway: Gateway, world: World) -> None:
+    """A join is acknowledged before the room has told its caller what it had forgotten; a leave in between counts."""
+    first, room = await world.a_listener()
+    await world.commit(*(a_join(seq) for seq in range(2, 11)))
+    await until(lambda: first.joins[-1:] == [10])
+    room.recent.clear()
+    fetch, asked, fetched, told = world.fetch, asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slowly(session_id: str, since: int) -> ChangesRead:
+        asked.set()
+        await fetched.wait()
+        told.set()
+        return await fetch(session_id, since)
+
+    world.rooms._fetch = slowly
+    gateway.services.behind = 7
+    ear = await gateway.a_caller()
+    assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+    await asked.wait()
+    assert (await gateway.ask(ear, "leaveAttendanceSession", **ABOUT))["ok"]
+
+    fetched.set()
+    await told.wait()
+    await world.commit(a_join(11))
+    await until(lambda: first.progress[-1:] == [11])
+
+    assert ear.member.sid not in room.members
+    assert "attendanceProgress" not in ear.names
+    assert not room.entering
+
+
+async def test_who_leaves_while_the_end_is_read_for_them_does_not_hear_of_it(gateway: Gateway, world: World) -> None:
+    first, room = await world.a_listener()
+    await world.commit(a_join(2), a_close(3))
+    await until(lambda: first.ends == 1)
+    world.reading.clear()
+    gateway.services.behind = 1
+    ear = await gateway.a_caller()
+    assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+    await until(lambda: world.reads == 2)
+    assert (await gateway.ask(ear, "leaveAttendanceSession", **ABOUT))["ok"]
+
+    world.reading.set()
+    await world.commit(a_join(4), a_close(5))
+    await until(lambda: first.ends == 2)
+
+    assert ear.ends == 0
+    assert ear.member.sid not in room.members
+
+
+async def test_who_joins_again_after_the_end_does_not_hear_of_it_again(
+    gateway: Gateway, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A room that is made anew begins one number early, for the statistics; that number may be the close."""
+    monkeypatch.setattr("gateway.rooms.HEADS_SECONDS", 0.05)
+    await world.commit(a_join(2))
+    ear = await gateway.a_caller()
+    await gateway.ask(ear, "joinAttendanceSession", **ABOUT)
+    await world.commit(a_close(3))
+    await until(lambda: ear.ends == 1)
+    await gateway.ask(ear, "leaveAttendanceSession", **ABOUT)
+    await until(lambda: world.rooms.room_of(SID) is None)
+
+    await gateway.ask(ear, "joinAttendanceSession", **ABOUT)
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and room.seq == 3)
+    await world.commit(a_join(4))
+    await until(lambda: ear.progress[-1:] == [4])
+
+    assert ear.ends == 1
+
+
+async def test_a_sync_asks_once_and_lets_in_after_its_answer(gateway: Gateway, world: World) -> None:
+    """Whether the caller has joined comes with it, also where nothing has changed since and their record is not told."""
+    gateway.services.joined.add("s2")
+    await world.a_listener()
+    ear = await gateway.a_caller()
+
+    async def meanwhile() -> None:
+        await world.commit(a_mark(2, "s2"))
+
+    gateway.services.meanwhile = meanwhile
+    answer = await gateway.ask(ear, "syncAttendanceSession", **ABOUT, since_seq=2)
+
+    assert (answer["ok"], len(answer["attendanceRecords"]), ear.heard) == (True, 0, [])
+    assert [said[0] for said in gateway.services.said] == ["sync"]
+    assert await online(world) == {"s2"}
+
+
+# In time
+
+
+async def test_a_command_whose_time_is_over_when_its_turn_comes_is_not_begun(gateway: Gateway, world: World) -> None:
+    """Its time counts from when it came, also while it waits behind another about the same session."""
+    ear = await gateway.a_caller()
+    came = gateway.time
+    begun, hold = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> None:
+        begun.set()
+        await hold.wait()
+
+    gateway.services.meanwhile = slowly
+    slow = asyncio.create_task(gateway.ask(ear, "joinAttendanceSession", **ABOUT))
+    await begun.wait()
+    asking = [
+        asyncio.create_task(gateway.ask(ear, event, **ABOUT)) for event in ("syncAttendanceSession", "leaveAttendanceSession")
+    ]
+    await asyncio.sleep(0)
+    gateway.time += timedelta(seconds=2)
+    hold.set()
+
+    assert (await slow)["ok"]
+    assert [(await answer)["error"]["code"] for answer in asking] == ["timeout", "timeout"]
+    assert [said[0] for said in gateway.services.said] == ["join"]
+    assert gateway.services.received_at == came
+    assert await online(world) == {"s2"}
+
+
+async def test_with_a_frozen_redis_a_join_is_answered_in_time_and_heard_of_later(valkey: Server) -> None:
+    """It takes what is written to it and says nothing: neither a subscription nor its lack is ever confirmed."""
+    async with a_world(valkey.url) as world:
+        gateway = Gateway(world)
+        ear = await gateway.a_caller()
+        valkey.process.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+
+        assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+
+        assert time.monotonic() - begun < 1
+        world.committed = [joins(2, 3)]
+        valkey.process.send_signal(signal.SIGCONT)
+        # Fetched at once when the subscription is confirmed, though nothing is said on it.
+        await until(lambda: ear.progress[-1:] == [3])
+
+
+# Opening again
+
+
+@pytest.mark.parametrize("listens", [True, False])
+async def test_whoever_opens_a_roll_again_is_told_once(gateway: Gateway, world: World, listens: bool) -> None:
+    """By the room where they listen already, by the answer where not; whichever of event and answer comes first."""
+    await world.commit(a_close(2))
+    ear, other = await gateway.a_caller("ada", "teacher"), await gateway.a_caller("ben", "teacher")
+    for each in [ear, other] if listens else [other]:
+        await gateway.ask(each, "getAttendanceSessionData", **ABOUT)
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and len(room.members) == 1 + listens)
+
+    for seq in (3, 5):
+
+        async def open_again(seq: int = seq) -> None:
+            await world.commit(an_opening(seq, reason="by mistake"))
+            await until(lambda: len(other.of("attendanceSessionStarted")) == seq // 2)
+
+        gateway.services.meanwhile = open_again
+        answer = await gateway.ask(ear, "reopenAttendanceSession", **ABOUT, reason="by mistake")
+        assert answer["seq"] == seq
+        await world.commit(a_close(seq + 1))
+        await until(lambda seq=seq: ear.ends == seq // 2)  # type: ignore[misc]
+
+    for each in (ear, other):
+        assert [started["seq"] for started in each.of("attendanceSessionStarted")] == [3, 5]
+
+
+# Tokens
+
+
+async def test_a_socket_whose_token_expires_is_told_and_cut_off(gateway: Gateway, world: World) -> None:
+    ear, other = await gateway.a_caller(seconds=60), await gateway.a_caller("s3", seconds=61)
+    await gateway.ask(ear, "joinAttendanceSession", **ABOUT)
+    gateway.time += timedelta(seconds=59)
+    await gateway.attendance.cut_off_expired()
+    assert (ear.farewells, ear.of("attendanceError")) == (0, [])
+
+    gateway.time += timedelta(seconds=1)
+    await gateway.attendance.cut_off_expired()
+    await gateway.attendance.cut_off_expired()
+
+    [error] = ear.of("attendanceError")
+    assert error == {"code": "token_expired", "message": error["message"], "retryable": False, "event": "connect"}
+    assert (ear.farewells, other.farewells) == (1, 0)
+    assert not world.manager.is_connected(ear.member.sid, "/")
+    assert await online(world) == set()
+    assert await gateway.ask(ear, "joinAttendanceSession", **ABOUT) is None
+
+
+async def test_who_came_within_the_leeway_stays_for_all_of_it(gateway: Gateway) -> None:
+    ear = await gateway.a_caller(seconds=-10)
+    gateway.time += timedelta(seconds=19)
+    await gateway.attendance.cut_off_expired()
+    assert ear.farewells == 0
+
+    gateway.time += timedelta(seconds=1)
+    await gateway.attendance.cut_off_expired()
+
+    assert ear.farewells == 1
+
+
+async def test_a_fresh_token_prolongs_the_connection(gateway: Gateway) -> None:
+    ear = await gateway.a_caller(seconds=60)
+
+    answer = await gateway.ask(ear, "refreshToken", token=gateway.token(seconds=120))
+    assert answer["expires_at"] == (gateway.time + timedelta(seconds=120)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    assert set(answer) == {"ok", "expires_at", "server_time"}
+    older = await gateway.ask(ear, "refreshToken", token=gateway.token(seconds=30))
+    assert older["expires_at"] == answer["expires_at"]
+    gateway.time += timedelta(seconds=119)
+    await gateway.attendance.cut_off_expired()
+    assert (ear.farewells, ear.heard) == (0, [])
+    gateway.time += timedelta(seconds=1)
+    await gateway.attendance.cut_off_expired()
+
+    assert ear.farewells == 1
+
+
+async def test_another_persons_token_and_a_bad_one_change_nothing(gateway: Gateway) -> None:
+    ear = await gateway.a_caller(seconds=60)
+    tokens = {
+        gateway.token("s3"): "forbidden",
+        gateway.token("s2", "teacher"): "forbidden",
+        gateway.token(seconds=-40): "token_expired",
+        "rubbish": "unauthenticated",
+    }
+
+    for token, code in tokens.items():
+        assert (await gateway.ask(ear, "refreshToken", token=token))["error"]["code"] == code
+    assert ear.farewells == 0
+    gateway.time += timedelta(seconds=60)
+    await gateway.attendance.cut_off_expired()
+
+    assert ear.farewells == 1
+
+
+# Sizes
+
+
+async def test_a_bulk_may_be_larger_than_other_payloads(gateway: Gateway) -> None:
+    ear = await gateway.a_caller("ada", "teacher")
+    padding = "x" * 5000
+
+    for event in ("markStudentAttendance", "getAttendanceSessionData", "refreshToken"):
+        assert "bytes" in (await gateway.ask(ear, event, **ABOUT, padding=padding))["error"]["message"]
+    for size, message in ((MAX_BULK_BYTES - 100, "is missing"), (MAX_BULK_BYTES, "bytes")):
+        answer = await gateway.ask(ear, "bulkUpdateAttendance", **ABOUT, padding="x" * size)
+        assert (answer["error"]["code"], message in answer["error"]["message"]) == ("invalid", True)
+
+
+async def test_what_is_about_one_course_waits_its_turn(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order sent is the order answered; what is about another does not wait."""
+    ear = await gateway.a_caller()
+    order: list[str] = []
+    hold = asyncio.Event()
+
+    async def ask(event: str, course_id: str) -> None:
+        await gateway.ask(ear, event, course_id=course_id, command_id=uuid4().hex)
+        order.append(f"{event} {course_id}")
+
+    async def read_course(_: Actor, course_id: str) -> Course:
+        if course_id == COURSE:
+            await hold.wait()
+        return a_course(("ada",))
+
+    monkeypatch.setattr(gateway.services, "_read_course", read_course)
+    asking = [
+        asyncio.create_task(ask(*each))
+        for each in (("subscribeToCourse", "c1"), ("checkActiveSessions", "c1"), ("checkActiveSessions", "c2"))
+    ]
+    await until(lambda: order == ["checkActiveSessions c2"])
+    hold.set()
+    await asyncio.gather(*asking)
+
+    assert order == ["checkActiveSessions c2", "subscribeToCourse c1", "checkActiveSessions c1"]
+    assert [each["course_id"] for each in ear.of("activeSessionsData")] == ["c2", "c1", "c1"]
+
+
+async def test_who_may_not_read_a_course_does_not_watch_it(gateway: Gateway, world: World) -> None:
+    ear = await gateway.a_caller()
+
+    for event in ("subscribeToCourse", "checkActiveSessions", "unsubscribeFromCourse"):
+        answer = await gateway.ask(ear, event, course_id=COURSE)
+        assert answer["error"]["code"] == "course_not_found"
+
+    assert not world.course.watched.watchers
+    assert "session_id" not in ear.of("attendanceError")[0]
+
+
+# Who may
+
+
+class LateKeys:
+    """A key that is fetched while a handshake waits."""
+
+    def __init__(self) -> None:
+        self.asked, self.found = asyncio.Event(), asyncio.Event()
+
+    async def find(self, algorithm: str, kid: str | None) -> str:
+        self.asked.set()
+        await self.found.wait()
+        return SECRET
+
+
+async def test_who_goes_while_a_key_is_fetched_for_them_leaves_nothing_behind(world: World) -> None:
+    """The library does not tell of a socket that goes before it is in, and would let it in all the same."""
+    keys = LateKeys()
+    gateway = Gateway(world, keys)
+    ear = await world.a_socket("student", "s2")
+    handshake = gateway.attendance.trigger_event("connect", ear.member.sid, {}, {"token": gateway.token()})
+    connecting = asyncio.ensure_future(handshake)
+    await keys.asked.wait()
+    ear.closed = True
+    keys.found.set()
+
+    with pytest.raises(ConnectionRefusedError):
+        await connecting
+    assert await gateway.ask(ear, "joinAttendanceSession", **ABOUT) is None
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("a defect"), ValueError(), Refused("unavailable")])
+async def test_whatever_happens_in_a_handshake_is_a_refusal(world: World, fault: Exception) -> None:
+    class Faulty:
+        async def find(self, algorithm: str, kid: str | None) -> str:
+            raise fault
+
+    gateway = Gateway(world, Faulty())
+    with pytest.raises(ConnectionRefusedError) as refused:
+        await gateway.a_caller()
+    code = fault.code if isinstance(fault, Refused) else "internal"
+    assert refused.value.error_args["data"] == {"code": code}
+
+
+async def test_who_is_dismissed_is_told_and_answered_no_more(gateway: Gateway, world: World) -> None:
+    ears = [await gateway.a_caller(), await gateway.a_caller()]
+    other = await gateway.a_caller("s3")
+    for ear in (*ears, other):
+        assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+    room = world.rooms.room_of(SID)
+    await until(lambda: room is not None and len(room.members) == 3)
+
+    connections = gateway.attendance.dismiss("s2")
+
+    assert {world.server.eio.sockets[connection] for connection in connections} == set(ears)
+    for ear in ears:
+        [error] = ear.of("attendanceError")
+        assert (error["code"], error["event"], error["retryable"]) == ("unauthenticated", "connect", False)
+        assert await gateway.ask(ear, "joinAttendanceSession", **ABOUT) is None
+    assert await online(world) == {"s3"}
+    assert (await gateway.ask(other, "joinAttendanceSession", **ABOUT))["ok"]
+    assert gateway.attendance.dismiss("s2") == []
+
+
+async def test_one_command_too_many_is_refused_with_the_time_to_wait(gateway: Gateway) -> None:
+    ear = await gateway.a_caller()
+    now = asyncio.get_running_loop().time()
+    # The handshake was the first.
+    for _ in range(USER_LIMIT.burst - 1):
+        gateway.usage._users.take("s2", now)
+
+    async with asyncio.timeout(10):
+        while (answer := await gateway.ask(ear, "syncAttendanceSession", **ABOUT))["ok"]:
+            pass
+
+    error = answer["error"]
+    assert (error["code"], error["retryable"]) == ("rate_limited", True)
+    assert 0 < error["retry_after_ms"] <= 1000 / USER_LIMIT.per_second
+    assert ear.of("attendanceError")[-1]["retry_after_ms"] == error["retry_after_ms"]
+    other = await gateway.a_caller("s3")
+    assert (await gateway.ask(other, "syncAttendanceSession", **ABOUT))["ok"]
+
+
+async def test_handshakes_are_counted_as_commands_are(gateway: Gateway, world: World) -> None:
+    ear = await world.a_socket("student", "s2")
+    shown = {"token": gateway.token()}
+
+    with pytest.raises(ConnectionRefusedError) as refused:
+        async with asyncio.timeout(30):
+            for _ in range(10 * USER_LIMIT.burst):
+                await gateway.attendance.trigger_event("connect", ear.member.sid, {}, shown)
+
+    data = refused.value.error_args["data"]
+    assert data["code"] == "rate_limited"
+    assert 0 < data["retry_after_ms"] <= 1000 / USER_LIMIT.per_second
+    await gateway.a_caller("s3")

@@ -1,0 +1,59 @@
+"""What may wait for a client: a mebibyte, and besides an answer that is larger by itself."""
+
+import pytest
+
+from gateway.engine.outbound import LARGE_BYTES, MAX_WAITING_BYTES, Message, Outbound
+
+
+class Full(Exception):
+    """It was too much."""
+
+
+def full() -> None:
+    raise Full
+
+
+def a_packet(size: int, letter: str = "x") -> Message:
+    return Message(letter.encode() * size)
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+async def test_small_packets_may_wait_up_to_the_bound(letter: str) -> None:
+    """Of bytes, whatever the letters."""
+    queue, size = Outbound(full), 1024 // len(letter.encode())
+    for _ in range(MAX_WAITING_BYTES // 1024):
+        queue.put_nowait(a_packet(size, letter))
+    with pytest.raises(Full):
+        queue.put_nowait(a_packet(1, letter))
+
+
+async def test_what_is_taken_makes_room() -> None:
+    queue = Outbound(full)
+    for _ in range(10_000):
+        queue.put_nowait(a_packet(LARGE_BYTES))
+        queue.put_nowait(a_packet(1024))
+        assert await queue.get()
+        assert queue.get_nowait()
+    assert queue.empty()
+
+
+async def test_an_event_and_its_acknowledgement_may_each_be_larger_than_the_bound_beside_all_else() -> None:
+    queue = Outbound(full)
+    queue.put_nowait(a_packet(MAX_WAITING_BYTES - 10))
+    queue.get_nowait()
+    for _ in range(1000):
+        queue.put_nowait(a_packet(1024))
+    for _ in range(2):
+        queue.put_nowait(a_packet(3 * MAX_WAITING_BYTES))
+    with pytest.raises(Full):
+        queue.put_nowait(a_packet(3 * MAX_WAITING_BYTES))
+
+
+async def test_what_was_too_much_is_let_go_and_nothing_waits_any_more() -> None:
+    queue = Outbound(full)
+    queue.put_nowait(a_packet(LARGE_BYTES * 2))
+    queue.shut()
+    queue.put_nowait(a_packet(3 * MAX_WAITING_BYTES))
+    queue.shut()
+    assert await queue.get() is None
+    assert queue.empty()

@@ -1,0 +1,156 @@
+"""The frames of a websocket, fed by hand: what no client of ours would send, and what ends a connection."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from gateway.engine.departures import Departures
+from gateway.engine.websockets import FRAMES, Malformed, WebSocket, Writes
+
+MAX_BYTES = 300_000
+
+
+class Transport:
+    """Keeps what is written, and how the connection was ended."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.ended: list[str] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return bool(self.ended)
+
+    def close(self) -> None:
+        self.ended.append("closed")
+
+    def abort(self) -> None:
+        self.ended.append("aborted")
+
+
+class Listener:
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.faults: list[str] = []
+
+    def received(self, frame: str) -> None:
+        self.heard.append(frame)
+
+    def broken(self, error: Malformed) -> None:
+        self.faults.append(str(error))
+
+    def writable(self) -> None: ...
+
+    def lost(self) -> None: ...
+
+
+@pytest.fixture
+def transport() -> Any:
+    return Transport()
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+async def websocket(transport: Any, listener: Listener) -> WebSocket:
+    return WebSocket(transport, listener, Departures(), Writes(), max_bytes=MAX_BYTES)
+
+
+def frame(head: int, body: bytes = b"") -> bytes:
+    """Write a frame as a client does, masked."""
+    size = bytes([0x80 | len(body)]) if len(body) < 126 else b"\xfe" + len(body).to_bytes(2)
+    mask = b"\x01\x02\x03\x04"
+    return bytes([head]) + size + mask + bytes(letter ^ mask[place % 4] for place, letter in enumerate(body))
+
+
+TEXT, MORE, LAST, PING = 0x81, 0x00, 0x80, 0x89
+
+
+async def test_frames_may_come_in_any_pieces(websocket: WebSocket, listener: Listener) -> None:
+    said = [f"4{number}" * number for number in range(1, 200, 7)]
+    stream = b"".join(frame(TEXT, text.encode()) for text in said)
+    for size in (1, 2, 3, 7, 100, len(stream)):
+        listener.heard.clear()
+        for start in range(0, len(stream), size):
+            websocket.data_received(stream[start : start + size])
+        assert listener.heard == said
+
+
+@pytest.mark.parametrize(
+    ("stream", "fault"),
+    [
+        (b"\x81\x01a" + bytes(6), "no websocket's"),  # not masked
+        (frame(0xC1, b"a"), "no websocket's"),  # compressed, which nobody agreed to
+        (frame(0x82, b"a"), "binary"),
+        (frame(MORE, b"a"), "out of turn"),  # the middle of nothing
+        (frame(0x01, b"a") + frame(TEXT, b"b"), "out of turn"),
+        (frame(0x83, b"a"), "out of turn"),
+        (frame(0x09, b"a"), "control"),  # a ping in fragments
+        (frame(0x8B), "control"),
+        (frame(PING, b"x" * 126), "control"),
+        (frame(TEXT, b"\xff"), "UTF-8"),
+        (b"\x81\xff" + MAX_BYTES.to_bytes(8) + bytes(4), None),
+        (b"\x81\xff" + (MAX_BYTES + 1).to_bytes(8) + bytes(4), "too large"),
+    ],
+)
+async def test_what_is_no_frame_is_told_once(
+    websocket: WebSocket, listener: Listener, stream: bytes, fault: str | None
+) -> None:
+    websocket.data_received(stream)
+    if fault is not None:
+        websocket.data_received(frame(TEXT, b"behind it") + stream)
+    assert listener.heard == []
+    assert len(listener.faults) == (fault is not None)
+    assert fault is None or fault in listener.faults[0]
+
+
+@pytest.mark.parametrize("head", [PING, 0x8A, MORE], ids=["pings", "pongs", "fragments"])
+async def test_frames_that_are_no_message_have_a_bound_too(websocket: WebSocket, listener: Listener, head: int) -> None:
+    """They pass no other limit, and one client could keep a gateway busy with them."""
+    websocket.data_received(frame(0x01))
+    websocket.data_received(frame(head) * (FRAMES + 200))
+    assert listener.faults == ["sends too many frames"]
+
+
+async def test_a_message_in_many_fragments_is_not_copied_for_each(websocket: WebSocket, listener: Listener) -> None:
+    """That was a second of the gateway's time for one message."""
+    part = b"x" * 280
+    began = time.process_time()
+    websocket.data_received(frame(0x01, part) + frame(MORE, part) * (FRAMES - 20) + frame(LAST, part))
+    assert [len(text) for text in listener.heard] == [280 * (FRAMES - 18)]
+    assert time.process_time() - began < 0.5
+
+
+async def test_who_says_goodbye_and_reads_no_more_is_let_go(websocket: WebSocket, transport: Any) -> None:
+    """The transport waits for what is buffered to be read, for ever."""
+    websocket.data_received(frame(0x88, b"\x03\xe8"))
+    assert transport.written == [b"\x88\x02\x03\xe8"]
+    assert transport.ended == ["closed"]
+    async with asyncio.timeout(5):
+        while transport.ended[-1] != "aborted":  # noqa: ASYNC110 (a timer tells nobody)
+            await asyncio.sleep(0.01)
+
+
+async def test_one_that_cannot_be_written_to_holds_up_no_other(listener: Listener) -> None:
+    """uvloop raises on a connection that was cut in the same turn."""
+
+    class Cut(Transport):
+        def write(self, data: bytes) -> None:
+            raise RuntimeError("unable to perform operation on a closed transport")
+
+    writes = Writes()
+    cut: Any = Cut()
+    well: Any = Transport()
+    for transport in (cut, well):
+        WebSocket(transport, listener, Departures(), writes, max_bytes=MAX_BYTES).write(b"x")
+    await asyncio.sleep(0)
+    assert (cut.ended, well.written) == (["aborted"], [b"x"])
