@@ -1,0 +1,60 @@
+"""Durable joins per second: every student joins every lecture, one lecture after the other, with so many joins in flight."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bench.ours import Ours
+from bench.plan import Run
+from bench.round import Workload, in_turns, play, usual
+from bench.rows import Row
+from bench.system import System
+from bench.theirs import Echo, Monolith
+
+
+def joins(run: Run) -> Iterator[Row]:
+    """One gateway and one of each service, against P1; P3 shows where the library's ceiling is."""
+    for in_flight in run.sizes.in_flight:
+        most = in_flight == max(run.sizes.in_flight)
+        lectures = run.sizes.lectures if most else run.sizes.fewer_lectures
+        workload = Workload(students=run.sizes.students, lectures=lectures, in_flight=in_flight)
+        case = f"{in_flight:,} in flight"
+        for _ in run.rounds(share=2.0 if most else 1.0):
+            for system in rivals(run):
+                yield Row("joins", case, system.name, play(run, system, workload))
+            if run.wants(Echo.name):
+                yield Row("joins", case, Echo.name, play(run, run.cast.echo, workload, staffed=False))
+
+
+def two(run: Run) -> Iterator[Row]:
+    """Two gateways against P2; every lecture's students sit at both."""
+    systems = [run.cast.ours(gateways=2)] if run.wants(Ours.name) else []
+    peers = [run.cast.pair] if run.wants(Monolith.name) else []
+    yield from in_turns(run, "two", "two gateways", [*systems, *peers], usual(run.sizes))
+
+
+def spread(run: Run) -> Iterator[Row]:
+    """All lectures fill at once, and every student is in the rooms of all of them: the most statistics to be told."""
+    case = f"{run.sizes.fewer_lectures} lectures at once"
+    yield from in_turns(run, "spread", case, rivals(run), replace(usual(run.sizes), spread=True))
+
+
+def burst(run: Run) -> Iterator[Row]:
+    """One lecture, whose students all join within one second."""
+    workload = Workload(students=run.sizes.burst, lectures=1, within_seconds=1.0)
+    yield from in_turns(run, "burst", f"{run.sizes.burst:,} within 1 s", rivals(run), workload)
+
+
+def quiet(run: Run) -> Iterator[Row]:
+    """One join at a time."""
+    workload = Workload(students=run.sizes.quiet, lectures=1, in_flight=1)
+    yield from in_turns(run, "quiet", "one at a time", rivals(run), workload)
+
+
+def rivals(run: Run) -> list[System]:
+    """Rollcall with one process of each kind, and P1, as far as they are wanted."""
+    systems: list[System] = []
+    if run.wants(Ours.name):
+        systems.append(run.cast.ours())
+    if run.wants(Monolith.name):
+        systems.append(run.cast.monolith)
+    return systems

@@ -1,0 +1,95 @@
+"""What a socket costs that is quiet, one that comes in, and one more that hears; and what processes cost that do nothing."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+from bench.meter import Meter, resident_bytes
+from bench.ours import MODULES, Ours
+from bench.plan import Run
+from bench.rows import Row
+from bench.scenarios.joins import rivals
+from bench.system import System, students
+from bench.theirs import Monolith, monolith
+
+SERVING = {Ours.name: "gateway", Monolith.name: "node"}
+"""The kind of process that clients connect to."""
+
+SETTLE_SECONDS = 1.0
+
+
+def fanout(run: Run) -> Iterator[Row]:
+    """One `attendanceProgress` after the other to a room of many: CPU time for each recipient."""
+    sizes, load = run.sizes, run.load
+    with ExitStack() as stack:
+        lectures, systems = {}, rivals(run)
+        for system in systems:
+            [lecture] = system.schedule(1, sizes.room)
+            lectures[system.name] = lecture
+            stack.callback(load.leave, f"staff of {system.name}", f"students of {system.name}")
+            load.come_in(f"staff of {system.name}", system.urls, ["t0"], "teacher")
+            load.start(f"staff of {system.name}", [lecture])
+            load.come_in(f"students of {system.name}", system.urls, students(sizes.room), "student")
+            load.join(f"students of {system.name}", None, [lecture], in_flight=100)
+        time.sleep(SETTLE_SECONDS)
+        for _ in run.rounds():
+            for system in systems:
+                yield Row("fanout", f"a room of {sizes.room:,}", system.name, told(run, system, lectures[system.name]))
+
+
+def told(run: Run, system: System, lecture: str) -> dict[str, float]:
+    """Have a teacher mark someone again and again. All that the process uses meanwhile counts, now and then its pings too."""
+    meter = Meter(system.groups())
+    heard = run.load.mark(f"staff of {system.name}", f"students of {system.name}", lecture, times=run.sizes.marks)
+    return {"µs a recipient": 1e6 * meter.used()[SERVING[system.name]] / heard, "packets": heard}
+
+
+def memory(run: Run) -> Iterator[Row]:
+    """Many websockets that do nothing, to a fresh process: memory for each, and CPU time for each connect."""
+    for deflate in (False, True):
+        case = "permessage-deflate offered" if deflate else "plain"
+        if run.wants(Ours.name):
+            ours = run.cast.ours()
+            ours.renew("gateway")
+            yield Row("memory", case, ours.name, crowded(run, ours, deflate=deflate))
+        if run.wants(Monolith.name):
+            with monolith(run.stage) as fresh:
+                yield Row("memory", case, fresh.name, crowded(run, fresh, deflate=deflate))
+
+
+def crowded(run: Run, system: System, *, deflate: bool) -> dict[str, float]:
+    """Let a crowd in, and see what it takes."""
+    [pid] = system.groups()[SERVING[system.name]]()
+    count, load = run.sizes.crowd, run.load
+    # What is loaded when the first comes is not what each costs.
+    load.come_in("first", system.urls, students(10), "student", deflate=deflate)
+    load.leave("first")
+    time.sleep(SETTLE_SECONDS)
+    before, meter = resident_bytes(pid), Meter(system.groups())
+    try:
+        seconds = load.come_in("crowd", system.urls, students(count), "student", deflate=deflate)
+        used = meter.used()[SERVING[system.name]]
+        time.sleep(SETTLE_SECONDS)
+        grown = resident_bytes(pid) - before
+    finally:
+        load.leave("crowd")
+    return {
+        "KB a socket": grown / count / 1e3,
+        "µs a connect": 1e6 * used / count,
+        "connects/s": count / seconds,
+        "MB idle": before / 1e6,
+    }
+
+
+def idle(run: Run) -> Iterator[Row]:
+    """A process of each kind that does nothing: its memory, and how long it takes to be ready."""
+    ours = run.cast.ours()
+    for _ in run.rounds():
+        for module in MODULES:
+            ours.scale(module, 0)
+            began = time.monotonic()
+            ours.scale(module, 1)
+            figures = {"start-up s": time.monotonic() - began}
+            time.sleep(SETTLE_SECONDS)
+            [pid] = ours.pids(module)
+            yield Row("idle", module.replace("_", "-"), ours.name, {**figures, "MB idle": resident_bytes(pid) / 1e6})
