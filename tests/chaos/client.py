@@ -84,7 +84,7 @@ class Client:
     async def ask(self, event: str, payload: Payload) -> Payload | None:
         """Ask once, on the connection there is or a new one; None, and no connection any more, when no answer comes."""
         line = await self._connected()
-        asking = asyncio.ensure_future(line.ask(event, payload, seconds=ANSWER_SECONDS))
+        asking = asyncio.ensure_future(line.ask_once(event, payload, seconds=ANSWER_SECONDS))
         gone = asyncio.ensure_future(line.gone.wait())
         try:
             await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,7 @@ import aiohttp
 from tests.chaos.client import Client
 from tests.chaos.journal import Sent, Views
 from tests.system.rig import token, unique
-from tests.system.talk import Payload, http
+from tests.system.talk import Payload, http_once
 
 STATUSES = ("present", "absent", "late", "excused")
 TOPICS = ("Sorting", "Graphs", "Parsing", "Queues", "Proofs")
@@ -129,7 +129,7 @@ class Load:
         while True:
             with suppress(aiohttp.ClientError, OSError, TimeoutError):
                 url = self._chance.choice(self._gateways)
-                status, answer = await http(url, method, path, token("admin", "admin"), json=body, headers=key)
+                status, answer = await http_once(url, method, path, token("admin", "admin"), json=body, headers=key)
                 if status < 300:
                     return answer
                 if not answer["error"]["retryable"]:

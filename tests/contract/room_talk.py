@@ -155,6 +155,7 @@ class World:
         self.reads = 0
         self.looks = 0
         """How often session-service was asked who may listen."""
+        self.reads_of_active = 0
 
     async def fetch(self, session_id: str, since: int) -> ChangesRead:
         """As attendance-service does: a page of history, a run of joins as one event."""
@@ -197,6 +198,7 @@ class World:
     async def read_active(self, course_id: str) -> ActiveSessions:
         if self.course_refusals:
             raise self.course_refusals.pop(0)
+        self.reads_of_active += 1
         return ActiveSessions(items=active(*self.active))
 
     @property

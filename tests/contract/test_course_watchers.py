@@ -198,8 +198,6 @@ async def test_a_course_is_listened_to_while_it_concerns_somebody_here(world: Wo
 
     await until(lambda: channel not in world.listener.channels)
     again = await a_watcher(world)
-    # It is looked at once it is heard; a look between the opening and its event would tell of it as a list.
-    await looked_at(world)
     await world.say_of_the_course(an_opening(1))
     await until(lambda: turns(again) == [(STARTED, SID)])
 
@@ -391,6 +389,7 @@ async def test_a_student_who_is_enrolled_again_is_not_taken_out_later(world: Wor
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Courses are looked at again at once, so to speak."""
     monkeypatch.setattr("gateway.courses.AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.courses.LATE_SECONDS", 0.05)
     monkeypatch.setattr("gateway.courses.LOOK_SECONDS", 0.02)
 
 
@@ -456,6 +455,21 @@ async def test_a_turn_that_was_lost_is_told_as_a_list_to_those_who_missed_it(wor
     await world.say_of_the_course(a_close(2))
     for each in (ear, other):
         await until(lambda each=each: turns(each) == [(ENDED, SID)])  # type: ignore[misc]
+
+
+async def test_a_turn_that_is_read_before_its_event_comes_is_still_told_as_a_turn(
+    world: World, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: who began to watch just before a start was told a list in place of it, and clients wait for the start."""
+    monkeypatch.setattr("gateway.courses.LATE_SECONDS", 30)
+    ear = await a_watcher(world)
+    world.active, reads = [SID], world.reads_of_active
+    await until(lambda: world.reads_of_active > reads)
+
+    await world.say_of_the_course(an_opening(1))
+
+    await until(lambda: turns(ear) == [(STARTED, SID)])
+    assert ear.of(ACTIVE) == []
 
 
 async def test_students_who_were_removed_while_redis_was_away_hear_no_more_once_it_is_back(world: World) -> None:

@@ -13,7 +13,7 @@ from gateway import keys as keys_module
 from gateway.limits import Limit
 from tests.system.gateways import gateways_alone
 from tests.system.rig import token
-from tests.system.talk import calling, http
+from tests.system.talk import calling, http, http_once
 from tests.unit.published_keys import Provider, jwk, key_set, publishing
 from tests.unit.published_keys import token as signed
 
@@ -120,7 +120,7 @@ async def test_nobody_waits_for_somebody_elses_key(redis_url: str, provider: Pro
     settings = {"ROLLCALL_JWT_SECRET": "", "ROLLCALL_JWT_JWKS_URL": provider.url}
     async with gateways_alone(redis_url, settings, count=1) as [url], calling(url, signed("RS256")) as caller:
         provider.open.clear()
-        waiting = asyncio.create_task(http(url, "GET", "/courses", signed("ES256", "new")))
+        waiting = asyncio.create_task(http_once(url, "GET", "/courses", signed("ES256", "new")))
         await asyncio.wait_for(provider.asked_again.wait(), 10)
 
         assert (await caller.ask("nobody knows this", {}))["error"]["code"] == "invalid"

@@ -17,7 +17,7 @@ from rollcall.servers import start_valkey
 from tests.conftest import thrown_away
 from tests.system.gateways import gateways_alone
 from tests.system.rig import Rig, token, unique
-from tests.system.talk import Caller, an_admin, calling, http
+from tests.system.talk import Caller, an_admin, calling, http, http_once
 
 SECONDS = 20
 """How long a test waits for what must come."""
@@ -30,7 +30,7 @@ async def cut(url: str, user_id: str) -> int:
     """Cut a user off as an admin does, again while that is `unavailable` (another test may have killed a gateway)."""
     async with asyncio.timeout(60):
         while True:
-            status, body = await http(url, "DELETE", f"/users/{user_id}/sockets", an_admin())
+            status, body = await http_once(url, "DELETE", f"/users/{user_id}/sockets", an_admin())
             if status == 200:
                 assert body == {"user_id": user_id, "cut": body["cut"]}
                 return int(body["cut"])
@@ -176,7 +176,7 @@ async def test_a_cut_is_never_lost_in_silence_when_redis_has_been_away(tmp_path:
             assert await cut(here, user_id) == 0
             callers = [await stack.enter_async_context(calling(url, token(user_id, "student"))) for url in (here, there)]
             valkey.stop()
-            status, body = await http(here, "DELETE", f"/users/{user_id}/sockets", an_admin())
+            status, body = await http_once(here, "DELETE", f"/users/{user_id}/sockets", an_admin())
             assert (status, body["error"]["code"]) == (503, "unavailable")
             assert [caller.client.connected for caller in callers] == [True, True]
 

@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from tests.system.rig import Rig, token, unique
-from tests.system.talk import SECONDS, Caller, Payload, a_lecture, a_session, an_admin, bearer, calling, http
+from tests.system.talk import (
+    SECONDS,
+    Caller,
+    Payload,
+    a_lecture,
+    a_session,
+    an_admin,
+    bearer,
+    calling,
+    http,
+    http_once,
+    is_busy,
+)
 
 START, JOIN, READ, MARK = (
     "startAttendanceSession",
@@ -18,7 +30,6 @@ START, JOIN, READ, MARK = (
     "markStudentAttendance",
 )
 RACES, LANES = 200, 4
-BUSY = {"timeout", "unavailable"}
 """What a command is told where others keep the machine from it; whether it was done is not known."""
 
 
@@ -182,11 +193,11 @@ async def _race(
         return await work
 
     *started, (enrolled, _), (removed, _) = await asyncio.gather(
-        *(soon(caller.ask(START, session)) for caller in staff),
-        soon(http(gateways[1], "POST", f"{roster}/{racer}", admin, json={"name": "Racer"})),
-        soon(http(gateways[0], "DELETE", f"{roster}/{leaver}", admin)),
+        *(soon(caller.ask_once(START, session)) for caller in staff),
+        soon(http_once(gateways[1], "POST", f"{roster}/{racer}", admin, json={"name": "Racer"})),
+        soon(http_once(gateways[0], "DELETE", f"{roster}/{leaver}", admin)),
     )
-    if {enrolled, removed} & {503, 504} or {answer["error"]["code"] for answer in started if not answer["ok"]} & BUSY:
+    if {enrolled, removed} & {503, 504} or any(map(is_busy, started)):
         return None
     assert all(answer["ok"] for answer in started), started
     assert (enrolled, removed) == (201, 200)

@@ -145,7 +145,7 @@ class Question:
     async def ask(self) -> Payload:
         """Ask while a part is away: it is done or may be sent again."""
         began = time.monotonic()
-        answer = await self.caller.ask(self.event, self.payload)
+        answer = await self.caller.ask_once(self.event, self.payload)
         self.waits.append(time.monotonic() - began)
         assert answer["ok"] or answer["error"]["code"] in ("unavailable", "timeout"), (self.event, answer)
         assert answer["ok"] or answer["error"]["retryable"], self.event
@@ -159,7 +159,7 @@ class Question:
 async def done(caller: Caller, event: str, payload: Payload) -> Payload:
     """Send a command again, as the contract tells clients, for as long as it may be sent again."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not (answer := await caller.ask(event, payload))["ok"]:
+        while not (answer := await caller.ask_once(event, payload))["ok"]:
             assert answer["error"]["retryable"], answer
     return answer
 

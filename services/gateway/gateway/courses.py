@@ -41,6 +41,8 @@ AGAIN_SECONDS: Final = 30.0
 """At the latest after that, a course is looked at again: whoever may not listen any more hears no longer than that."""
 SECOND_LOOK_SECONDS: Final = 2.0
 """After that, everybody has heard who teaches and who is enrolled: whoever was let in meanwhile by who had not goes too."""
+LATE_SECONDS: Final = 1.0
+"""So long the event of a turn may be on its way after it shows in a list; only then it counts as lost."""
 LOOK_SECONDS: Final = 0.5
 _TOGETHER: Final = 16
 
@@ -205,7 +207,7 @@ class Courses:
         try:
             async with self._places:
                 await self._see_who_may(course)
-                await self._see_what_is_on(course)
+            await self._see_what_is_on(course)
         except Refused as refused:
             log.warning("courses.unread", course_id=course.course_id, reason=str(refused))
         finally:
@@ -235,7 +237,10 @@ class Courses:
         # Read again where a turn was heard meanwhile: the list may be from before it.
         while watched.watchers and since < watched.turns:
             since = watched.turns
-            read = await answered(partial(self._read_active, course.course_id), f"sessions of {course.course_id}")
+            async with self._places:
+                read = await answered(partial(self._read_active, course.course_id), f"sessions of {course.course_id}")
+            if since == watched.turns and watched.unaware(read.items):
+                await asyncio.sleep(LATE_SECONDS)
             if since == watched.turns:
                 self._watchers.relist(watched, read.items)
 

@@ -68,6 +68,11 @@ class Watched:
         """List all who watch, and all who are about to."""
         return list({**self.watchers, **self.entering}.values())
 
+    def unaware(self, active: Sequence[ActiveSession]) -> list[Watcher]:
+        """List the watchers who take other sessions to be on."""
+        shown = {session.session_id for session in active}
+        return [watcher for watcher in self.watchers.values() if watcher.on != shown]
+
     def heard_of(self, session_id: str) -> int:
         """Tell up to which number of its roll a session was heard of."""
         return next((heard.seq for heard in reversed(self.recent) if heard.turn.session_id == session_id), 0)
@@ -153,9 +158,9 @@ class Watchers:
 
     def relist(self, course: Watched, active: Sequence[ActiveSession]) -> None:
         """Tell which sessions are on to the watchers who take it to be otherwise; they have missed a turn."""
-        shown = {session.session_id for session in active}
-        know = [sid for sid, watcher in course.watchers.items() if watcher.on == shown]
-        if len(know) < len(course.watchers):
-            self._tell_active(course, active, know)
-            for watcher in course.watchers.values():
-                watcher.on = set(shown)
+        unaware = course.unaware(active)
+        if unaware:
+            missed = {watcher.member.sid for watcher in unaware}
+            self._tell_active(course, active, [sid for sid in course.watchers if sid not in missed])
+            for watcher in unaware:
+                watcher.on = {session.session_id for session in active}
