@@ -152,8 +152,8 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         await connection.execute(
             text(
                 """INSERT INTO attendance.rolls (session_id, course_id, session, status, seq, absent, present, late, excused,
-                opened_at, session_version, started_version, ended_version, roster_version)
-                SELECT 'r' || n, 'c' || n % 300, CAST(:session AS jsonb), 'open', 1, 20, 0, 0, 0, now(), 2, 2, 0, 1
+                opened_at, session_version, started_version, ended_version, roster_version, renewed_at)
+                SELECT 'r' || n, 'c' || n % 300, CAST(:session AS jsonb), 'open', 1, 20, 0, 0, 0, now(), 2, 2, 0, 1, now()
                 FROM generate_series(1, 3000) AS n"""
             ),
             {"session": session},

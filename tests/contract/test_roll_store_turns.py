@@ -244,6 +244,25 @@ async def test_a_repeated_start_after_the_end_does_not_open_the_roll_again(servi
     assert (again.session.status, again.seq) == ("completed", 2)
 
 
+async def test_what_was_refused_at_a_close_stays_undone_when_it_comes_again_after_the_reopening(service: Service) -> None:
+    """Regression, found by chaos: a worker died between the answer and the acknowledgement, and the roll was reopened."""
+    await an_open_roll(service)
+    await service.do(ended())
+    first = {"received_at": service.now}
+    join, mark = to_join("ann", **first), to_mark("ben", "late", received_at=service.now)
+    assert await service.code(join) == "session_completed"
+    service.now += timedelta(seconds=1)
+    await service.do(started(version=4, reason="too early"))
+
+    for late in (join, mark, to_clear("cid", **first), a(SubmitRoll, ADA, **first)):
+        await service.code(late)
+
+    assert await service.code(join) == await service.code(mark) == "timeout"
+    assert await value(service.engine, "SELECT (status, seq, absent) = ('open', 3, 3) FROM attendance.rolls")
+    assert await service.code(replace(join, received_at=service.now)) is None
+    await all_is_well(service.engine)
+
+
 async def test_a_start_and_its_reopening_in_one_batch_are_followed_in_order(service: Service) -> None:
     """Whichever way round they come. The end between them is still on its way."""
     again = started(version=4, reason="too early", students=(*STUDENTS, "dan"), roster_version=2)

@@ -29,6 +29,10 @@ def minutes(count: float) -> datetime:
     return NINE + timedelta(minutes=count)
 
 
+LAST = minutes(900)
+"""When a command was received whose time is of no concern: after all else."""
+
+
 def a_session(**changes: Any) -> Session:
     """An active session of Ada's that started at nine."""
     session = Session(
@@ -94,7 +98,7 @@ def closed(roll: Roll, at: datetime = TEN, version: int = 3) -> Roll:
 
 
 def submitted(roll: Roll, at: datetime = TEN) -> Roll:
-    return rules.submit(roll, ADA, at, "s")[-1].roll
+    return rules.submit(roll, ADA, at, LAST, "s")[-1].roll
 
 
 def cancelled(roll: Roll, at: datetime = TEN, version: int = 3) -> Roll:
@@ -107,7 +111,7 @@ def joined(roll: Roll, record: Record, at: datetime) -> tuple[Roll, Record]:
 
 
 def _envelope(by: Actor, fields: dict[str, Any]) -> dict[str, Any]:
-    plain = {"command_id": "m", "actor": by, "received_at": NINE, "deadline": minutes(999), "session_id": "5e55"}
+    plain = {"command_id": "m", "actor": by, "received_at": LAST, "deadline": minutes(999), "session_id": "5e55"}
     return {**plain, **fields}
 
 

@@ -126,7 +126,7 @@ def test_without_a_limit_nobody_is_late() -> None:
 def test_with_a_limit_of_nought_everybody_is_late() -> None:
     roll, record = a_roll(late_after_minutes=0)
 
-    assert joined(roll, record, minutes(-1))[1].status == "late"
+    assert joined(roll, record, minutes(0))[1].status == "late"
 
 
 def test_check_in_closes_at_the_minute_named() -> None:
@@ -144,13 +144,11 @@ def test_a_repeated_join_is_answered_also_after_check_in_has_closed() -> None:
 
 
 def test_nobody_joins_before_the_opening() -> None:
-    """A join may reach a gateway before the roll is open, and be decided after."""
+    """A join may reach a gateway before the roll is open, and be decided after: it may have been refused meanwhile."""
     step, records = an_open_roll(at=minutes(3))
 
-    roll, record = joined(step.roll, records["ann"], minutes(2))
-
-    assert record.joined_at == minutes(3)
-    assert join(roll, records["ben"], minutes(2), Actor("ben", "Ben", "student")).entry.at == minutes(3)
+    assert refused(rules.join, step.roll, records["ann"], ANN, minutes(2.999), "1").code == "timeout"
+    assert joined(step.roll, records["ann"], minutes(3))[1].joined_at == minutes(3)
 
 
 @pytest.mark.parametrize("source", ["teacher", "admin"])

@@ -11,6 +11,7 @@ from tests.unit.roll_makers import (
     ADA,
     ANN,
     BOB,
+    LAST,
     NINE,
     ROBOT,
     ROOT,
@@ -98,7 +99,7 @@ def test_a_cancelled_session_closes_its_roll_for_good_whatever_it_was(status: Ro
 def test_submitting_an_open_roll_closes_it_first() -> None:
     roll, _ = joined(*a_roll(), minutes(1))
 
-    steps = rules.submit(roll, ADA, minutes(50), "k")
+    steps = rules.submit(roll, ADA, minutes(50), LAST, "k")
 
     assert [(s.entry.kind, s.entry.seq, s.roll.status) for s in steps] == [
         ("closed", 3, "closed"),
@@ -112,14 +113,14 @@ def test_submitting_an_open_roll_closes_it_first() -> None:
 
 
 def test_submitting_a_closed_roll_is_one_step_and_keeps_why_it_was_closed() -> None:
-    [step] = rules.submit(closed(a_roll()[0]), ADA, minutes(70), "k")
+    [step] = rules.submit(closed(a_roll()[0]), ADA, minutes(70), LAST, "k")
 
     assert (step.entry.kind, step.roll.status, step.roll.cause) == ("submitted", "submitted", "ended")
     assert step.roll.session.ended_at == rfc3339(minutes(60))
 
 
 def test_a_submitted_roll_is_not_submitted_again() -> None:
-    assert rules.submit(submitted(a_roll()[0]), ROOT, minutes(70), "k") == []
+    assert rules.submit(submitted(a_roll()[0]), ROOT, minutes(70), LAST, "k") == []
 
 
 def test_only_who_may_act_submits_and_never_a_cancelled_roll() -> None:
@@ -127,14 +128,14 @@ def test_only_who_may_act_submits_and_never_a_cancelled_roll() -> None:
 
     for by in (BOB, ANN, ROBOT):
         for at_hand in (roll, submitted(roll), cancelled(roll)):
-            assert refused(rules.submit, at_hand, by, minutes(9), "k").code == "forbidden"
-    assert refused(rules.submit, cancelled(roll), ADA, minutes(9), "k").code == "session_cancelled"
+            assert refused(rules.submit, at_hand, by, minutes(9), LAST, "k").code == "forbidden"
+    assert refused(rules.submit, cancelled(roll), ADA, minutes(9), LAST, "k").code == "session_cancelled"
 
 
 def test_a_roll_does_not_end_before_it_was_opened_whatever_a_replicas_clock_says() -> None:
     step, _ = an_open_roll(at=minutes(1))
 
-    assert rules.submit(step.roll, ADA, NINE, "k")[0].roll.session.ended_at == rfc3339(minutes(1))
+    assert rules.submit(step.roll, ADA, NINE, LAST, "k")[0].roll.session.ended_at == rfc3339(minutes(1))
 
 
 # Opening again
@@ -166,7 +167,7 @@ def test_what_was_submitted_before_may_be_marked_without_a_reason_once_it_is_ope
 def test_a_reopened_roll_may_be_submitted_anew() -> None:
     roll = reopened(submitted(a_roll()[0]), 4)
 
-    assert [s.entry.kind for s in rules.submit(roll, ADA, minutes(80), "k2")] == ["closed", "submitted"]
+    assert [s.entry.kind for s in rules.submit(roll, ADA, minutes(80), LAST, "k2")] == ["closed", "submitted"]
 
 
 def test_a_start_that_comes_again_changes_nothing() -> None:
@@ -190,20 +191,20 @@ def test_a_reopening_of_a_roll_that_never_heard_of_the_end_is_only_noted() -> No
 def test_news_of_a_session_change_what_it_says_but_not_how_its_life_stands() -> None:
     roll = submitted(a_roll()[0])
 
-    followed = rules.follow(roll, a_session(title="Fields", started_at=None), 3)
+    followed = rules.follow(roll, a_session(title="Fields", started_at=None), 3, minutes(30))
 
     assert (followed.session.title, followed.session_version) == ("Fields", 3)
     assert (followed.session.status, followed.session.ended_at) == ("completed", roll.session.ended_at)
     assert followed.session.started_at == roll.session.started_at
-    assert rules.follow(followed, a_session(title="Rings"), 3) is followed
-    assert rules.follow(followed, a_session(title="Rings"), 2) is followed
+    assert rules.follow(followed, a_session(title="Rings"), 3, minutes(30)) is followed
+    assert rules.follow(followed, a_session(title="Rings"), 2, minutes(30)) is followed
 
 
 def test_a_changed_check_in_counts_from_the_actual_start_on_an_open_roll() -> None:
     roll, _ = a_roll(late_after_minutes=10)
 
-    longer = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20, closes_after_minutes=30)), 3)
-    never = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=None)), 3)
+    longer = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20, closes_after_minutes=30)), 3, minutes(30))
+    never = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=None)), 3, minutes(30))
 
     assert (longer.late_at, longer.closes_at) == (minutes(20), minutes(30))
     assert (never.late_at, never.closes_at) == (None, None)
@@ -212,7 +213,7 @@ def test_a_changed_check_in_counts_from_the_actual_start_on_an_open_roll() -> No
 def test_a_roll_that_is_closed_takes_over_the_check_in_when_it_is_opened_again() -> None:
     roll = closed(a_roll(late_after_minutes=10)[0])
 
-    followed = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 5)
+    followed = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 5, minutes(30))
 
     assert followed.late_at == minutes(10)
     assert reopened(followed, 4).late_at == minutes(20)
@@ -224,7 +225,7 @@ def test_a_changed_check_in_decides_anew_on_own_joins_and_leaves_marks_and_answe
     for student, minute in (("ann", 5), ("ben", 15), ("cid", 25), ("dan", 15)):
         roll, records[student] = joined(roll, records[student], minutes(minute))
     roll, records["dan"] = marked(roll, records["dan"], "late")
-    roll = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 3)
+    roll = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 3, minutes(30))
 
     steps = rules.redecide(roll, records.values(), ADA, minutes(30))
 
@@ -325,7 +326,7 @@ def test_a_close_is_an_event_with_its_cause_and_the_time_the_session_ended() -> 
 def test_submitting_an_open_roll_is_two_events() -> None:
     roll, _ = joined(*a_roll(), minutes(1))
 
-    first, second = events.told(rules.submit(roll, ADA, minutes(50), "k"))
+    first, second = events.told(rules.submit(roll, ADA, minutes(50), LAST, "k"))
 
     assert (first.type, first.sequence, first.data.cause, first.data.ended_at) == (
         "rollcall.roll.closed.v1",
@@ -364,7 +365,7 @@ def test_a_reopening_is_told_as_an_opening_with_its_reason_and_a_cancelling_as_a
 def test_records_that_change_around_a_turn_are_told_before_and_after_it() -> None:
     step, records = an_open_roll(late_after_minutes=10)
     roll, records["ann"] = joined(step.roll, records["ann"], minutes(15))
-    roll = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 3)
+    roll = rules.follow(roll, a_session(check_in=CheckIn(late_after_minutes=20)), 3, minutes(30))
     steps = rules.redecide(roll, records.values(), ADA, minutes(60))
     close = rules.close(steps[-1].roll, ended_at(minutes(60)), 4, "ended", ADA, minutes(60))
     assert isinstance(close, Step)

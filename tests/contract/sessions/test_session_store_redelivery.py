@@ -67,6 +67,22 @@ async def test_a_command_that_was_done_changes_nothing_in_any_later_state(servic
             assert await service.of(session) == now
 
 
+async def test_what_was_refused_stays_undone_when_it_comes_again_after_the_next_turn(service: Service) -> None:
+    """A worker may die between the answer and the acknowledgement: an end must not end what was started since."""
+    await a_course(service)
+    session = await a_session(service)
+    early = replace(to_end(session), received_at=service.now)
+    assert await service.code(early) == "session_not_active"
+    service.now += timedelta(seconds=1)
+    await service.do(to_start(session))
+
+    assert await service.code(early) == "timeout"
+
+    assert (await service.of(session)).status == "active"
+    await service.do(replace(early, received_at=service.now))
+    assert (await service.of(session)).status == "completed"
+
+
 @pytest.mark.parametrize(
     ("life", "again", "told"),
     [

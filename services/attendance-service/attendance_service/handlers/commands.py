@@ -85,7 +85,7 @@ class Commands:
             submissions = await last_submission(unit, submitted)
 
             def submit(unit: Unit, roll: Roll, command: SubmitRoll, at: datetime) -> Submission:
-                steps = rules.submit(roll, command.actor, at, command.command_id)
+                steps = rules.submit(roll, command.actor, at, command.received_at, command.command_id)
                 for step in steps:
                     unit.take(step)
                 if steps:

@@ -145,7 +145,7 @@ class SessionEvents:
         before = unit.rolls.get(session.id)
         if before is None:
             raise NotYet(f"no roll for {session.id}")
-        unit.rolls[session.id] = rules.follow(before, session, event.sequence)
+        unit.rolls[session.id] = rules.follow(before, session, event.sequence, self.now())
         await self._redecide(unit, before, by)
         return unit.rolls[session.id]
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from attendance_service.rules.rolls import Record, Roll, Step, changed
+from attendance_service.rules.rolls import Record, Roll, Step, changed, check_asked_since_renewed
 from shared.errors import Refused
 from shared.messages import Actor, Status
 
@@ -25,22 +25,22 @@ def join(roll: Roll, record: Record | None, actor: Actor, received_at: datetime,
         raise Refused("not_enrolled")
     if roll.status != "open":
         raise Refused(_closed_code(roll))
-    at = max(received_at, roll.opened_at)
-    if roll.closes_at is not None and at >= roll.closes_at:
+    if roll.closes_at is not None and received_at >= roll.closes_at:
         raise Refused("check_in_closed")
+    check_asked_since_renewed(roll, received_at)
     seq = roll.seq + 1
-    status: Status = record.status if record.marked else admit(roll, at)
+    status: Status = record.status if record.marked else admit(roll, received_at)
     joined = replace(
         record,
         student_name=record.student_name or actor.name,
         status=status,
         source=record.source if record.marked else "self",
         seq=seq,
-        joined_at=at,
+        joined_at=received_at,
         joined_seq=seq,
         joined_status=status,
     )
-    return changed(roll, record.status, joined, "joined", actor, at, source="self", command_id=command_id)
+    return changed(roll, record.status, joined, "joined", actor, received_at, source="self", command_id=command_id)
 
 
 def admit(roll: Roll, at: datetime) -> Status:

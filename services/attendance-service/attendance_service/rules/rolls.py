@@ -6,6 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.clock import rfc3339, rfc3339_or_none
+from shared.errors import Refused
 from shared.messages import Actor, Cause, Change, ChangeKind, RollStatus, Session, Source, Statistics, Status
 from shared.messages import Record as RecordView
 
@@ -32,6 +33,8 @@ class Roll(Struct, frozen=True, kw_only=True):
     started_version: int
     ended_version: int = 0
     roster_version: int
+    renewed_at: datetime
+    """When it last began to take what it had refused before: it was opened, or its check-in closes at another time."""
 
     @property
     def session_id(self) -> str:
@@ -96,6 +99,15 @@ class Step(Struct, frozen=True):
     record: Record | None = None
     closed_before: bool = False
     """It gave a roll that was closed another cause."""
+
+
+def check_asked_since_renewed(roll: Roll, received_at: datetime) -> None:
+    """Raise Refused, to be sent again, for what was asked before the roll was last renewed.
+
+    It may have been refused then, and its message delivered once more: what was answered "no" must stay undone.
+    """
+    if received_at < roll.renewed_at:
+        raise Refused("timeout")
 
 
 def turned(

@@ -11,7 +11,7 @@ from attendance_service.rules.rolls import Record, Roll, Step, changed, source_o
 from shared.messages import Actor, Enrolled, Session
 
 
-def follow(roll: Roll, session: Session, version: int) -> Roll:
+def follow(roll: Roll, session: Session, version: int, at: datetime) -> Roll:
     """Take over what newer news say of the session; how its life stands only its starts and ends decide, and the roll.
 
     Times of the check-in move only while the roll is open.
@@ -21,7 +21,10 @@ def follow(roll: Roll, session: Session, version: int) -> Roll:
     known = roll.session
     session = replace(session, status=known.status, started_at=known.started_at, ended_at=known.ended_at)
     roll = replace(roll, session=session, session_version=version)
-    return timed(roll) if roll.status == "open" else roll
+    if roll.status != "open":
+        return roll
+    moved = timed(roll)
+    return moved if moved.closes_at == roll.closes_at else replace(moved, renewed_at=at)
 
 
 def redecide(roll: Roll, records: Iterable[Record], by: Actor, at: datetime) -> list[Step]:

@@ -29,6 +29,7 @@ DETAILS = {
     "started_version": "bigint",
     "ended_version": "bigint",
     "roster_version": "bigint",
+    "renewed_at": "timestamptz",
 }
 """What of a roll changes with its session only."""
 RECORD = {

@@ -36,6 +36,7 @@ from session_service.rules.sessions import (
 )
 from session_service.rules.turns import (
     cancel_session,
+    check_asked_since_turned,
     closing_time,
     done_before,
     end_automatically,
@@ -56,6 +57,7 @@ __all__ = [
     "archive_course",
     "cancel_session",
     "change_session",
+    "check_asked_since_turned",
     "check_not_archived",
     "check_reader",
     "check_staff",

@@ -96,6 +96,15 @@ def done_before(kind: str | None, command: SessionCommand) -> bool:
     return kind is not None
 
 
+def check_asked_since_turned(session: Session, received_at: datetime) -> None:
+    """Raise Refused, to be sent again, for what was asked before the session's last turn.
+
+    It may have been refused then, and its message delivered once more: what was answered "no" must stay undone.
+    """
+    if session.last_turn and received_at < session.last_turn.at:
+        raise Refused("timeout")
+
+
 def _ended(session: Session, cause: Cause, by: Actor, now: datetime) -> Session:
     at, version = _not_before_last_turn(session, now), session.version + 1
     ended = End(at=at, version=version, by=by.name, by_id=by.id, cause=cause)

@@ -59,6 +59,9 @@ def upgrade() -> None:
     op.execute(f"UPDATE {SCHEMA}.rolls SET {', '.join(f'{name} = {known}' for name, known in VERSIONS.items())}")
     for name in VERSIONS:
         op.alter_column("rolls", name, nullable=False, schema=SCHEMA)
+    op.add_column("rolls", sa.Column("renewed_at", TIME), schema=SCHEMA)
+    op.execute(f"UPDATE {SCHEMA}.rolls SET renewed_at = opened_at")
+    op.alter_column("rolls", "renewed_at", nullable=False, schema=SCHEMA)
     # With a default the rows need no rewriting; from now on the service always says.
     op.add_column("records", sa.Column("enrolled", sa.Boolean, nullable=False, server_default=sa.true()), schema=SCHEMA)
     op.alter_column("records", "enrolled", server_default=None, schema=SCHEMA)
@@ -82,6 +85,7 @@ def downgrade() -> None:
     ):
         op.drop_index(name, column, schema=SCHEMA)
     op.drop_column("records", "enrolled", schema=SCHEMA)
+    op.drop_column("rolls", "renewed_at", schema=SCHEMA)
     for name in VERSIONS:
         op.drop_column("rolls", name, schema=SCHEMA)
     for column in ("opening", "closing"):
