@@ -248,13 +248,13 @@ async def test_what_was_refused_at_a_close_stays_undone_when_it_comes_again_afte
     """Regression, found by chaos: a worker died between the answer and the acknowledgement, and the roll was reopened."""
     await an_open_roll(service)
     await service.do(ended())
-    first = {"received_at": service.now}
-    join, mark = to_join("ann", **first), to_mark("ben", "late", received_at=service.now)
+    first = service.now
+    join, mark = to_join("ann", received_at=first), to_mark("ben", "late", received_at=first)
     assert await service.code(join) == "session_completed"
     service.now += timedelta(seconds=1)
     await service.do(started(version=4, reason="too early"))
 
-    for late in (join, mark, to_clear("cid", **first), a(SubmitRoll, ADA, **first)):
+    for late in (join, mark, to_clear("cid", received_at=first), a(SubmitRoll, ADA, received_at=first)):
         await service.code(late)
 
     assert await service.code(join) == await service.code(mark) == "timeout"
