@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -30,7 +31,7 @@ from yarl import URL
 from shared import topology
 from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery, OutgoingEvent
 from shared.clock import utc_now
-from shared.coalescer import Coalescer, grouped, refused
+from shared.coalescer import Coalescer, Settled, grouped
 from shared.errors import StartupFailed, Unavailable
 from shared.link import CONNECT_TIMEOUT_SECONDS, Link, Lose
 from shared.messages import ReplyTo
@@ -114,16 +115,18 @@ class AmqpBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command in the next message to its queue; raise Unavailable when that is not confirmed in time."""
-        await self.send_soon(queue, command)
+        await self._coalescer(queue).send(command)
 
-    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
+    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
         """Begin to send one command in the next message to its queue."""
-        if self._closed:
-            return refused()
+        self._coalescer(queue).send_soon(command, settled)
+
+    def _coalescer(self, queue: str) -> Coalescer:
         coalescer = self._coalescers.get(queue)
         if coalescer is None:
-            coalescer = self._coalescers[queue] = Coalescer(lambda body: self._send_message(queue, body))
-        return coalescer.send_soon(command)
+            carry = partial(self._send_message, queue)
+            coalescer = self._coalescers[queue] = Coalescer(carry, closed=self._closed)
+        return coalescer
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         key = topology.COMMAND_KEYS.get(queue)

@@ -4,7 +4,6 @@ A bus moves bytes and knows no message. Two implementations, `amqp.AmqpBus` (Rab
 process), pass the same suite in tests/contract/test_bus.py.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,8 +70,12 @@ class Bus(Protocol):
         where the queue is missing); the command may have arrived all the same. Safe to cancel: it may still be sent.
         """
 
-    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
-        """Begin to do what `send` does, without a task; what is returned ends as `send` would. Raises nothing itself."""
+    def send_soon(self, queue: str, command: bytes, settled: Callable[[str | None], None]) -> None:
+        """Begin to do what `send` does, without a task, and raise nothing.
+
+        `settled` is called once, in a later turn of the loop: with None when the broker has the command safely, else with
+        why it may not have. It must not raise.
+        """
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:
         """Begin to receive answers and return the queue name for `ReplyTo.queue`; called once.

@@ -6,8 +6,8 @@ Both buses send commands through a `Coalescer`, and both group answers with `gro
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from typing import NamedTuple
 
 import structlog
 
@@ -16,6 +16,7 @@ from shared.errors import Unavailable
 
 log = structlog.get_logger()
 
+CLOSED = "the bus is closed"
 BYTES_PER_MESSAGE = 1024 * 1024
 """A message takes nothing more once it is this long. RabbitMQ 4 refuses messages of 16 MiB, by closing the channel."""
 
@@ -40,10 +41,18 @@ def grouped(answers: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]
         yield queue, array(items[start:])
 
 
-class _Pending(NamedTuple):
-    command: bytes
-    sent: asyncio.Future[None]
-    deadline: float
+Settled = Callable[[str | None], None]
+"""Hears what became of a command: None when its message is safe, else why it may not have arrived."""
+
+
+class _Pending:
+    __slots__ = ("command", "deadline", "settled")
+
+    def __init__(self, command: bytes, settled: Settled, deadline: float) -> None:
+        self.command = command
+        self.settled: Settled | None = settled
+        """Whom to tell; None when they were told, or have given up."""
+        self.deadline = deadline
 
 
 class Coalescer:
@@ -53,31 +62,40 @@ class Coalescer:
     task of the coalescer's own, so that a sender who gives up takes nobody else's command along.
     """
 
-    def __init__(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, publish: Callable[[bytes], Awaitable[None]], *, closed: bool = False) -> None:
         self._publish = publish
         self._waiting: deque[_Pending] = deque()
         self._flying: list[_Pending] = []
         self._flight: asyncio.Task[None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = closed
 
     async def send(self, command: bytes) -> None:
         """Send one command; return when its message is safe. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
-        await self.send_soon(command)
+        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pending = self._put(command, partial(_end, sent))
+        try:
+            await sent
+        finally:
+            pending.settled = None
 
-    def send_soon(self, command: bytes) -> asyncio.Future[None]:
-        """Begin to send one command; what is returned ends as `send` would."""
+    def send_soon(self, command: bytes, settled: Settled) -> None:
+        """Begin to send one command; `settled` is called once, in a later turn of the loop."""
+        self._put(command, settled)
+
+    def _put(self, command: bytes, settled: Settled) -> _Pending:
         loop = asyncio.get_running_loop()
+        pending = _Pending(command, settled, loop.time() + SEND_TIMEOUT_SECONDS)
         if self._closed:
-            return refused()
-        pending = _Pending(command, loop.create_future(), loop.time() + SEND_TIMEOUT_SECONDS)
+            loop.call_soon(_settle, (pending,), CLOSED)
+            return pending
         self._waiting.append(pending)
         if self._flight is None:
             self._flight = loop.create_task(self._fly(), name="coalescer")
         # One timer for all senders: a timeout context for each costs more than the rest of this method.
         if self._expiry is None:
             self._expiry = loop.call_at(pending.deadline, self._expire)
-        return pending.sent
+        return pending
 
     async def close(self) -> None:
         """Give up what is unconfirmed; its senders get Unavailable."""
@@ -87,7 +105,7 @@ class Coalescer:
         if self._flight is not None:
             self._flight.cancel()
             await asyncio.gather(self._flight, return_exceptions=True)
-        _settle([*self._flying, *self._waiting], "the bus is closed")
+        _settle([*self._flying, *self._waiting], CLOSED)
 
     async def _fly(self) -> None:
         """Send what waits, message after message, until nothing does."""
@@ -109,7 +127,7 @@ class Coalescer:
             if boarded and size > BYTES_PER_MESSAGE:
                 break
             pending = self._waiting.popleft()
-            if not pending.sent.done():
+            if pending.settled is not None:
                 boarded.append(pending)
         return boarded
 
@@ -138,18 +156,17 @@ class Coalescer:
             self._expiry = loop.call_at(following.deadline, self._expire)
 
 
-def refused() -> asyncio.Future[None]:
-    """Say that a closed bus sends nothing."""
-    sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    sent.set_exception(Unavailable("the bus is closed"))
-    return sent
+def _end(sent: asyncio.Future[None], failure: str | None) -> None:
+    if sent.done():
+        return
+    if failure is None:
+        sent.set_result(None)
+    else:
+        sent.set_exception(Unavailable(failure))
 
 
-def _settle(batch: Sequence[_Pending], failure: str | None) -> None:
+def _settle(batch: Iterable[_Pending], failure: str | None) -> None:
     for pending in batch:
-        if pending.sent.done():
-            continue
-        if failure is None:
-            pending.sent.set_result(None)
-        else:
-            pending.sent.set_exception(Unavailable(failure))
+        settled, pending.settled = pending.settled, None
+        if settled is not None:
+            settled(failure)

@@ -8,6 +8,7 @@ still in its outbox, and a killed process loses nothing that was answered.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ import structlog
 
 from shared import topology
 from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery, OutgoingEvent
-from shared.coalescer import Coalescer, grouped, refused
+from shared.coalescer import Coalescer, Settled, grouped
 from shared.errors import Unavailable
 from shared.messages import ReplyTo
 
@@ -67,16 +68,18 @@ class MemoryBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command; return when it has been handled, else raise Unavailable in time."""
-        await self.send_soon(queue, command)
+        await self._coalescer(queue).send(command)
 
-    def send_soon(self, queue: str, command: bytes) -> asyncio.Future[None]:
+    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
         """Begin to send one command."""
-        if self._closed:
-            return refused()
+        self._coalescer(queue).send_soon(command, settled)
+
+    def _coalescer(self, queue: str) -> Coalescer:
         coalescer = self._coalescers.get(queue)
         if coalescer is None:
-            coalescer = self._coalescers[queue] = Coalescer(lambda body: self._send_message(queue, body))
-        return coalescer.send_soon(command)
+            carry = partial(self._send_message, queue)
+            coalescer = self._coalescers[queue] = Coalescer(carry, closed=self._closed)
+        return coalescer
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         if queue not in self.broker.queues:

@@ -72,6 +72,7 @@ class Ear:
         self.heard: list[tuple[str, dict[str, Any]]] = []
         self.times: list[float] = []
         self.farewells = 0
+        self.under_way = 0
 
     async def send(self, packet: Any) -> None:
         """Be told by the library itself, which has nothing to say here but that the namespace is closed."""

@@ -493,10 +493,15 @@ async def test_many_events_at_once_keep_their_order(broker: Broker, a_service: A
     bus = await broker.bus()
     service = await a_service(bus, ATTENDANCE_EVENTS)
 
-    await bus.publish([OutgoingEvent(str(n), STARTED, b"%d" % n) for n in range(300)])
-    await service.has(300)
+    several = [OutgoingEvent(str(n), STARTED, b"%d" % n) for n in range(300)]
+    while True:
+        # A broker that is busy with other tests may not confirm so many in time; then all are sent again, as an outbox does.
+        with suppress(Unavailable):
+            await bus.publish(several)
+            break
+    await eventually(lambda: len(set(service.messages)) == 300)
 
-    assert service.messages == [b"%d" % n for n in range(300)]
+    assert list(dict.fromkeys(service.messages)) == [b"%d" % n for n in range(300)]
 
 
 async def test_an_event_that_nobody_wants_is_fine(broker: Broker) -> None:

@@ -12,7 +12,7 @@ import pytest
 import socketio
 from aiohttp import web
 
-from gateway.engine.server import Json, Manager, Server
+from gateway.engine.server import Json, Manager, Reply, Server
 from shared.errors import Refused
 from tests.wire import SEPARATOR, Websocket, a_raw_websocket, a_websocket, polling
 
@@ -83,8 +83,11 @@ class Ours(socketio.AsyncNamespace):  # type: ignore[misc]
         else:
             self.application.ended[args[0]] += 1
 
-    async def answer(self, sid: str, event: str, payloads: list[Any], size: int) -> Any:
-        return await self.application.answer(sid, event, payloads[0])
+    def begin(self, reply: Reply, event: str, payloads: list[Any], size: int) -> None:
+        async def answer() -> None:
+            reply.give(await self.application.answer(reply.sid, event, payloads[0]))
+
+        self._answering = asyncio.create_task(answer())
 
     def refuse(self, sid: str, event: str, refused: Refused) -> Any:
         return {"ok": False, "error": {"code": refused.code}}

@@ -244,21 +244,6 @@ async def test_the_first_to_come_in_hears_all_after_their_answer_and_nothing_bef
     assert world.fetches == []
 
 
-async def test_the_answer_comes_before_all_that_follows_from_it(world: World) -> None:
-    """`admit` lets in only after the caller has put the answer on its way."""
-    first, _ = await world.a_listener()
-    await world.commit(a_join(2), a_join(3))
-    await until(lambda: first.joins == [2, 3])
-    ear = await world.a_socket()
-
-    async with world.rooms.entering(SID) as room:
-        world.admit(room, ear, 2)
-    world.manager.emit_here("answer", {}, ear.member.sid)
-
-    await until(lambda: ear.joins == [3])
-    assert ear.heard[0][0] == "answer"
-
-
 async def test_both_namespaces_hear_alike(world: World) -> None:
     ears = [await world.a_socket(namespace=namespace) for namespace in NAMESPACES]
     for ear in ears:

@@ -3,8 +3,9 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from inspect import isawaitable
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from socketio.exceptions import ConnectionRefusedError
 from gateway.auth import Tokens, mint
 from gateway.commands import Commands
 from gateway.door import Door
+from gateway.engine.server import Reply
 from gateway.keys import Keys, Secret
 from gateway.payloads import MAX_BULK_BYTES
 from gateway.requests import SECONDS
@@ -48,6 +50,42 @@ SECRET = "a secret of at least thirty-two bytes"
 ABOUT = {"session_id": SID}
 
 
+class AQuestion:
+    """In place of `Question`."""
+
+    def __init__(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._ask = ask
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._ask().__await__()
+
+    def begin(self, tell: Callable[[Any], None]) -> None:
+        async def ask() -> None:
+            try:
+                tell(await self._ask())
+            except Refused as refused:
+                tell(refused)
+
+        self._asking = asyncio.create_task(ask())
+
+
+class AReply(Reply):
+    """The way back to an ear, which keeps the acknowledgement."""
+
+    def __init__(self, world: World, ear: Ear) -> None:
+        link: Any = ear
+        super().__init__(world.manager, link, ear.member.namespace, "", ear.member.sid)
+        self.given: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def give(self, answer: Any, event: str | None = None) -> None:
+        super().give(answer, event)
+        self.given.set_result(msgspec.json.decode(msgspec.json.encode(answer)))
+
+    def drop(self) -> None:
+        super().drop()
+        self.given.set_result(None)
+
+
 class Services:
     """In place of `Requests`: answers what each test says, or else as two good services would."""
 
@@ -55,13 +93,13 @@ class Services:
         self.world = world
         self.joined: set[str] = set()
         self.behind = 0
-        """How many numbers have been taken since a join is answered."""
+        """How many numbers have been taken since a join, or who reads a roll, is answered."""
         self.received_at: datetime | None = None
         self.said: list[tuple[Any, ...]] = []
         self.meanwhile: Callable[[], Awaitable[Any]] | None = None
         """Happens while the next command is being done."""
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def __getattr__(self, name: str) -> Callable[..., "AQuestion"]:
         async def ask(*arguments: Any, **options: Any) -> Any:
             self.said.append((name, *arguments))
             meanwhile, self.meanwhile = self.meanwhile, None
@@ -70,7 +108,7 @@ class Services:
             answer = getattr(self, f"_{name}")(*arguments, **options)
             return await answer if isawaitable(answer) else answer
 
-        return ask
+        return lambda *arguments, **options: AQuestion(partial(ask, *arguments, **options))
 
     def received(self, at: datetime) -> "Services":
         self.received_at = at
@@ -123,7 +161,7 @@ class Services:
     def _read_roll(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
         if actor.role == "student":
             raise Refused("forbidden")
-        return whole_roll(self.world.seq)
+        return whole_roll(self.world.seq - self.behind)
 
     def _start(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
         return whole_roll(self.world.seq)
@@ -151,7 +189,15 @@ class Gateway:
         requests: Any = self.services
         commands = Commands(tokens, requests, world.rooms, world.courses, world.watchers, world.presence)
         self.attendance = Attendance(
-            "/", world.manager, self.door, commands.table(), world.rooms, world.watchers, world.presence, lambda: self.time
+            "/",
+            world.manager,
+            world.errands,
+            self.door,
+            commands.table(),
+            world.rooms,
+            world.watchers,
+            world.presence,
+            lambda: self.time,
         )
         world.server.register_namespace(self.attendance)
 
@@ -166,8 +212,9 @@ class Gateway:
 
     async def ask(self, ear: Ear, event: str, **payload: Any) -> Any:
         """Have a command done as one that has come; None where nobody is answered."""
-        answer = await self.attendance.answer(ear.member.sid, event, [payload], len(msgspec.json.encode(payload)))
-        return msgspec.json.decode(answer) if isinstance(answer, msgspec.Raw) else answer
+        reply = AReply(self.world, ear)
+        self.attendance.begin(reply, event, [payload], len(msgspec.json.encode(payload)))
+        return await reply.given
 
 
 @pytest.fixture
@@ -318,6 +365,19 @@ async def test_who_leaves_while_they_are_caught_up_stays_out(gateway: Gateway, w
     assert ear.member.sid not in room.members
     assert "attendanceProgress" not in ear.names
     assert not room.entering
+
+
+async def test_the_answer_comes_before_all_that_follows_from_it(gateway: Gateway, world: World) -> None:
+    """Who is let in is told at once what the room has heard since."""
+    first, _ = await world.a_listener()
+    await world.commit(a_join(2), a_join(3))
+    await until(lambda: first.joins == [2, 3])
+    gateway.services.behind = 1
+    ear = await gateway.a_caller("ben", "teacher")
+
+    await gateway.ask(ear, "getAttendanceSessionData", **ABOUT)
+
+    assert [event for event, _ in ear.heard] == ["attendanceSessionData", "studentJoinedAttendance"]
 
 
 async def test_who_leaves_while_the_end_is_read_for_them_does_not_hear_of_it(gateway: Gateway, world: World) -> None:

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.asked import Asked, Socket
 from gateway.auth import User
-from gateway.commands import Asked, Commands, Socket
+from gateway.commands import Commands
 from gateway.payloads import SessionCommandPayload
 from gateway.requests import SECONDS, Requests
 from shared.errors import Refused
@@ -39,11 +40,13 @@ async def test_who_asks_who_is_online_hears_in_time_where_redis_is_silent() -> N
     presence: Any = SilentPresence()
     commands = Commands(nothing, requests, nothing, nothing, nothing, presence).table()
     socket = Socket("sid", "/", User(Actor("ada", "Ada", "teacher"), NOW), NOW)
-    asked = Asked(socket, SessionCommandPayload(session_id="5e55"), NOW)
+    command = commands["getOnlineStudents"]
+    assert command.do is not None
+    asked = Asked(socket, SessionCommandPayload(session_id="5e55"), NOW, command, nothing)
     began = time.monotonic()
 
     with pytest.raises(Refused) as refused:
-        await commands["getOnlineStudents"].do(asked)
+        await command.do(asked)
 
     assert refused.value.code == "unavailable"
     assert time.monotonic() - began < SECONDS

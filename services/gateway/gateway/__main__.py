@@ -125,7 +125,7 @@ async def _serving(
         departures=departures,
         **server_options,
     )
-    namespaces = [Attendance(namespace, manager, door, commands, rooms, watchers, presence, clock) for namespace in NAMESPACES]
+    namespaces = [Attendance(name, manager, errands, door, commands, rooms, watchers, presence, clock) for name in NAMESPACES]
     for namespace in namespaces:
         server.register_namespace(namespace)
 

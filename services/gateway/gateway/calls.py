@@ -1,10 +1,10 @@
 """Asking a service: a command goes out over the bus, and its answer comes back to this process or not at all."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
-from heapq import heappop, heappush
 from itertools import count
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from msgspec import UNSET, MsgspecError
@@ -12,11 +12,26 @@ from msgspec.structs import replace
 
 from shared.bus import Bus
 from shared.clock import Clock
-from shared.errors import Refused, Unavailable
+from shared.errors import Refused
 from shared.messages import Answer, Command, ReplyTo, decode, decode_answers, encode
 
 log = structlog.get_logger()
 T = TypeVar("T")
+
+_TICK_SECONDS: Final = 0.02
+"""How exactly a caller's time is kept: no sooner than it is over, and at most so much later."""
+
+
+class _Caller:
+    """Somebody who waits for an answer."""
+
+    __slots__ = ("expect", "sent", "tell")
+
+    def __init__(self, expect: type[Any], tell: Callable[[Any], None]) -> None:
+        self.expect = expect
+        self.tell = tell
+        self.sent = False
+        """Whether the broker has their command."""
 
 
 class Calls:
@@ -26,73 +41,72 @@ class Calls:
         self._bus = bus
         self._clock = clock
         self._numbers = count(1)
-        self._waiting: dict[str, asyncio.Future[Answer]] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        """A heap of who waits until when, by number; who has been answered stays in it until their time is over."""
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0
+        self._callers: dict[str, _Caller] = {}
+        self._due: dict[int, list[str]] = {}
+        """Whose time is over at which tick; who has been answered stays in it until then."""
+        self._tick = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Begin to receive answers."""
         await self._bus.receive_answers(self._on_answers)
 
     async def ask(self, command: Command, expect: type[T]) -> T:
-        """Send a command and wait, until its deadline, for a result of the type expected.
+        """Send a command and wait, until its deadline, for a result of the type expected; raise what `begin` tells."""
+        answered: asyncio.Future[T | Refused] = asyncio.get_running_loop().create_future()
+        self.begin(command, expect, partial(_end, answered))
+        result = await answered
+        if isinstance(result, Refused):
+            raise result
+        return result
 
-        Raises Refused with the service's refusal, with `unavailable` when the broker does not take the command, and with
-        `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
+    def begin(self, command: Command, expect: type[T], tell: Callable[[T | Refused], None]) -> None:
+        """Send a command, and have its result told, once, in a later turn of the loop.
+
+        Told is a result of the type expected, the service's refusal, `unavailable` when the broker does not take the command,
+        or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
         is over is not even sent.
         """
+        loop = asyncio.get_running_loop()
         seconds = (command.deadline - self._clock()).total_seconds()
         if seconds <= 0:
-            raise Refused("timeout")
-        number = next(self._numbers)
-        address = str(number)
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[Answer] = loop.create_future()
+            loop.call_soon(tell, Refused("timeout"))
+            return
+        address = str(next(self._numbers))
+        self._callers[address] = _Caller(expect, tell)
+        self._expect(loop, seconds, address)
         addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
-        self._waiting[address] = waiting
-        self._expect(loop.time() + seconds, number)
-        sending = self._bus.send_soon(command.queue, addressed)
-        sending.add_done_callback(partial(_sent, waiting))
-        try:
-            answer = await waiting
-        except TimeoutError:
-            raise Refused("timeout" if sending.done() else "unavailable") from None
-        except Unavailable as error:
-            raise Refused("unavailable") from error
-        finally:
-            del self._waiting[address]
-        if answer.error is not UNSET:
-            refusal = answer.error
-            raise Refused(refusal.code, refusal.message, retryable=refusal.retryable, details=refusal.details)
-        if answer.result is UNSET:
-            raise Refused("internal")
-        return decode(expect, answer.result)
+        self._bus.send_soon(command.queue, addressed, partial(self._settled, address))
 
-    def _expect(self, deadline: float, number: int) -> None:
-        """Have a caller told when their time is over. One timer serves all: one for each costs 1 to 2 µs."""
-        heappush(self._deadlines, (deadline, number))
-        if self._timer is None or deadline < self._timer_at:
-            self._set_timer()
+    def _settled(self, address: str, failure: str | None) -> None:
+        if failure is not None:
+            self._tell(address, Refused("unavailable"))
+        elif (caller := self._callers.get(address)) is not None:
+            caller.sent = True
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        if self._deadlines:
-            self._timer_at = self._deadlines[0][0]
-            # What it returns for a time that is over cannot say when (uvloop).
-            self._timer = asyncio.get_running_loop().call_at(self._timer_at, self._give_up)
+    def _expect(self, loop: asyncio.AbstractEventLoop, seconds: float, address: str) -> None:
+        """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
+        now = loop.time()
+        tick = int((now + seconds) / _TICK_SECONDS) + 1
+        due = self._due.get(tick)
+        if due is not None:
+            due.append(address)
+            return
+        self._due[tick] = [address]
+        if self._timer is None:
+            self._tick = int(now / _TICK_SECONDS)
+            self._timer = loop.call_later(_TICK_SECONDS, self._look)
 
-    def _give_up(self) -> None:
-        now = asyncio.get_running_loop().time()
-        while self._deadlines and (self._deadlines[0][0] <= now or str(self._deadlines[0][1]) not in self._waiting):
-            _, number = heappop(self._deadlines)
-            waiting = self._waiting.get(str(number))
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(TimeoutError())
-        self._set_timer()
+    def _look(self) -> None:
+        """Tell those whose time is over, and look again at the next tick while anybody is expected."""
+        loop = asyncio.get_running_loop()
+        now = int(loop.time() / _TICK_SECONDS)
+        while self._tick < now:
+            self._tick += 1
+            for address in self._due.pop(self._tick, ()):
+                if (caller := self._callers.get(address)) is not None:
+                    self._tell(address, Refused("timeout" if caller.sent else "unavailable"))
+        self._timer = loop.call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
         try:
@@ -101,13 +115,29 @@ class Calls:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
         for answer in answers:
-            waiting = self._waiting.get(answer.correlation_id)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(answer)
+            if (caller := self._callers.get(answer.correlation_id)) is not None:
+                self._tell(answer.correlation_id, _result(answer, caller.expect))
+
+    def _tell(self, address: str, result: Any) -> None:
+        if (caller := self._callers.pop(address, None)) is not None:
+            try:
+                caller.tell(result)
+            except Exception:
+                log.exception("calls.not_told")
 
 
-def _sent(waiting: asyncio.Future[Answer], sending: asyncio.Future[None]) -> None:
-    """Tell the waiting caller if the command could not be sent."""
-    error = None if sending.cancelled() else sending.exception()
-    if error is not None and not waiting.done():
-        waiting.set_exception(error)
+def _result(answer: Answer, expect: type[T]) -> T | Refused:
+    if answer.error is not UNSET:
+        refusal = answer.error
+        return Refused(refusal.code, refusal.message, retryable=refusal.retryable, details=refusal.details)
+    try:
+        return Refused("internal") if answer.result is UNSET else decode(expect, answer.result)
+    except MsgspecError as error:
+        log.error("calls.malformed_answer", expected=expect.__name__, reason=type(error).__name__)
+        return Refused("internal")
+
+
+def _end(answered: "asyncio.Future[T | Refused]", result: T | Refused) -> None:
+    # Whoever asked may have gone.
+    if not answered.done():
+        answered.set_result(result)

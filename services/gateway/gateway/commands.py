@@ -1,19 +1,16 @@
 """The table of what a client may send, and what each event does: translate, ask, let in. Decide nothing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 from gateway import views
-from gateway.auth import Tokens, User
+from gateway.asked import Answer, Asked, Command, Socket
+from gateway.auth import Tokens
 from gateway.courses import Courses
 from gateway.payloads import (
     MAX_BULK_BYTES,
-    MAX_PAYLOAD_BYTES,
     BulkPayload,
-    CommandPayload,
     CourseCommandPayload,
     MarkAsPayload,
     MarkPayload,
@@ -24,99 +21,31 @@ from gateway.payloads import (
     SyncPayload,
 )
 from gateway.presence import Presence
-from gateway.requests import Requests
-from gateway.room import Kind, Member, Room
+from gateway.requests import Question, Requests
+from gateway.room import Kind, Room
 from gateway.rooms import Rooms
 from gateway.watchers import Watchers
 from shared.clock import rfc3339
 from shared.errors import Refused, Unavailable
-from shared.messages import ActiveSession, Actor, Course, RollRead, Status
+from shared.messages import (
+    ActiveSession,
+    Actor,
+    Course,
+    MarksStored,
+    MarkStored,
+    RollJoined,
+    RollRead,
+    RollSynced,
+    Status,
+    Submission,
+)
 
-P = TypeVar("P", bound=CommandPayload)
-
-_MARKS: Final[dict[str, Status]] = {"Present": "present", "Absent": "absent", "Late": "late", "Excused": "excused"}
-
-
-@dataclass(slots=True)
-class Socket:
-    """One connection to one namespace, and the commands it has under way for each session or course."""
-
-    sid: str
-    namespace: str
-    user: User
-    until: datetime
-    """When it is cut off, unless its token is refreshed."""
-    gone: bool = False
-    turns: dict[str, list[asyncio.Future[None]]] = field(default_factory=dict)
-    """For each session or course with a command under way, those that wait behind it."""
-
-    @property
-    def actor(self) -> Actor:
-        """Who sits at it."""
-        return self.user.actor
-
-    def member(self, kind: Kind) -> Member:
-        """Make a listener of it."""
-        return Member(self.sid, self.namespace, self.actor.id, self.actor.role, kind)
-
-    async def take_turn(self, about: str) -> bool:
-        """Wait until the commands sent before about the same thing are answered; those about other things overlap.
-
-        Says whether there was anything to wait for.
-        """
-        waiting = self.turns.get(about)
-        if waiting is None:
-            self.turns[about] = []
-            return False
-        turn = asyncio.get_running_loop().create_future()
-        waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn in waiting:
-                waiting.remove(turn)
-            elif not turn.cancelled():
-                self.pass_turn(about)
-            raise
-        return True
-
-    def pass_turn(self, about: str) -> None:
-        """Let the next command about the same thing begin."""
-        waiting = self.turns[about]
-        while waiting:
-            turn = waiting.pop(0)
-            if not turn.done():
-                turn.set_result(None)
-                return
-        del self.turns[about]
-
-
-class Asked(NamedTuple):
-    """One command a socket has sent: when it came, and what it says."""
-
-    socket: Socket
-    payload: Any
-    received_at: datetime
-
-    @property
-    def actor(self) -> Actor:
-        """Who asks."""
-        return self.socket.actor
-
-
-class Answer(NamedTuple):
-    """What the caller is acknowledged, and the event that carries the same to them; None where there is none."""
-
-    event: str | None
-    view: views.View
-
-
-class Command(NamedTuple):
-    """What a client may send under one name: its shape, what it does, and its size."""
-
-    payload: type[CommandPayload]
-    do: Callable[[Asked], Awaitable[Answer]]
-    max_bytes: int = MAX_PAYLOAD_BYTES
+_MARKS: Final[tuple[tuple[str, Status], ...]] = (
+    ("Present", "present"),
+    ("Absent", "absent"),
+    ("Late", "late"),
+    ("Excused", "excused"),
+)
 
 
 class Commands:
@@ -134,97 +63,79 @@ class Commands:
 
     def table(self) -> dict[str, Command]:
         """Say what a client may send."""
-        marks = {
-            f"markStudent{name}": Command(MarkAsPayload, self._marking(status, f"studentMarked{name}"))
-            for name, status in _MARKS.items()
-        }
-        return marks | {
-            "startAttendanceSession": Command(SessionCommandPayload, self._start),
-            "joinAttendanceSession": Command(SessionCommandPayload, self._join),
-            "leaveAttendanceSession": Command(SessionCommandPayload, self._leave),
-            "markStudentAttendance": Command(MarkPayload, self._mark),
-            "bulkUpdateAttendance": Command(BulkPayload, self._mark_many, MAX_BULK_BYTES),
-            "clearStudentMark": Command(StudentCommandPayload, self._clear),
-            "getAttendanceSessionData": Command(SessionCommandPayload, self._read),
-            "syncAttendanceSession": Command(SyncPayload, self._sync),
-            "getOnlineStudents": Command(SessionCommandPayload, self._online),
-            "submitAttendance": Command(SessionCommandPayload, self._submit),
-            "endAttendanceSession": Command(SessionCommandPayload, self._end),
-            "reopenAttendanceSession": Command(ReopenPayload, self._reopen),
-            "subscribeToCourse": Command(CourseCommandPayload, self._subscribe),
-            "unsubscribeFromCourse": Command(CourseCommandPayload, self._unsubscribe),
-            "checkActiveSessions": Command(CourseCommandPayload, self._check),
-            "refreshToken": Command(RefreshPayload, self._refresh),
-        }
+        commands = [
+            Command(SessionCommandPayload, "startAttendanceSession", self._start, _started, self._in_as_staff),
+            Command(ReopenPayload, "reopenAttendanceSession", self._reopen, self._reopened, self._in_as_staff),
+            Command(SessionCommandPayload, "getAttendanceSessionData", self._read, _roll, self._in_as_staff),
+            Command(SessionCommandPayload, "joinAttendanceSession", self._join, _joined, self._in_as_student),
+            Command(SyncPayload, "syncAttendanceSession", self._sync, _synced, self._in_as_they_are),
+            Command(MarkPayload, "markStudentAttendance", self._mark, _marked),
+            *(Command(MarkAsPayload, f"markStudent{name}", self._marking(status), _marked_as(name)) for name, status in _MARKS),
+            Command(BulkPayload, "bulkUpdateAttendance", self._mark_many, _marked_many, max_bytes=MAX_BULK_BYTES),
+            Command(StudentCommandPayload, "clearStudentMark", self._clear, _marked),
+            Command(SessionCommandPayload, "submitAttendance", self._submit, _submitted),
+            Command(SessionCommandPayload, "endAttendanceSession", self._end, _ended),
+            Command(SessionCommandPayload, "leaveAttendanceSession", do=self._leave),
+            Command(SessionCommandPayload, "getOnlineStudents", do=self._online),
+            Command(CourseCommandPayload, "subscribeToCourse", do=self._subscribe),
+            Command(CourseCommandPayload, "unsubscribeFromCourse", do=self._unsubscribe),
+            Command(CourseCommandPayload, "checkActiveSessions", do=self._check),
+            Command(RefreshPayload, "refreshToken", do=self._refresh),
+        ]
+        return {command.name: command for command in commands}
 
-    async def _start(self, asked: Asked) -> Answer:
+    def _start(self, asked: Asked) -> Question[RollRead]:
         payload: SessionCommandPayload = asked.payload
-        ask = self._ask(asked).start(asked.actor, payload.session_id, payload.command_id)
-        return Answer("attendanceSessionStarted", views.started(await self._as_staff(asked.socket, payload.session_id, ask)))
+        return self._ask(asked).start(asked.actor, payload.session_id, payload.command_id)
 
-    async def _reopen(self, asked: Asked) -> Answer:
+    def _reopen(self, asked: Asked) -> Question[RollRead]:
         payload: ReopenPayload = asked.payload
-        room = self._rooms.room_of(payload.session_id)
+        return self._ask(asked).reopen(asked.actor, payload.session_id, payload.reason, payload.command_id)
+
+    def _reopened(self, asked: Asked, read: RollRead) -> Answer:
+        room = self._rooms.room_of(asked.payload.session_id)
         # Staff in the room are told by the room.
         told = room is not None and asked.socket.sid in room.staff_members
-        ask = self._ask(asked).reopen(asked.actor, payload.session_id, payload.reason, payload.command_id)
-        read = await self._as_staff(asked.socket, payload.session_id, ask)
         return Answer(None if told else "attendanceSessionStarted", views.started(read))
 
-    async def _read(self, asked: Asked) -> Answer:
+    def _read(self, asked: Asked) -> Question[RollRead]:
         payload: SessionCommandPayload = asked.payload
-        ask = self._ask(asked).read_roll(asked.actor, payload.session_id, payload.command_id)
-        return Answer("attendanceSessionData", views.roll(await self._as_staff(asked.socket, payload.session_id, ask)))
+        return self._ask(asked).read_roll(asked.actor, payload.session_id, payload.command_id)
 
-    async def _end(self, asked: Asked) -> Answer:
+    def _join(self, asked: Asked) -> Question[RollJoined]:
         payload: SessionCommandPayload = asked.payload
-        read = await self._ask(asked).end(asked.actor, payload.session_id, payload.command_id)
-        return Answer("attendanceSessionEndedConfirm", views.ended_confirm(read))
+        return self._ask(asked).join(asked.actor, payload.session_id, payload.command_id)
 
-    async def _submit(self, asked: Asked) -> Answer:
-        payload: SessionCommandPayload = asked.payload
-        submission = await self._ask(asked).submit(asked.actor, payload.session_id, payload.command_id)
-        return Answer(None, views.submitted(submission, submission.seq))
+    def _sync(self, asked: Asked) -> Question[RollSynced]:
+        payload: SyncPayload = asked.payload
+        return self._ask(asked).sync(asked.actor, payload.session_id, payload.since_seq, payload.command_id)
 
-    async def _mark(self, asked: Asked) -> Answer:
-        return Answer(None, views.marked(await self._ask(asked).mark(asked.actor, asked.payload)))
+    def _mark(self, asked: Asked) -> Question[MarkStored]:
+        return self._ask(asked).mark(asked.actor, asked.payload)
 
-    def _marking(self, status: Status, event: str) -> Callable[[Asked], Awaitable[Answer]]:
+    def _marking(self, status: Status) -> Callable[[Asked], Question[MarkStored]]:
         """Make what marks a student with one status."""
 
-        async def mark_as(asked: Asked) -> Answer:
+        def mark_as(asked: Asked) -> Question[MarkStored]:
             payload: MarkAsPayload = asked.payload
             fields = {name: getattr(payload, name) for name in payload.__struct_fields__}
-            stored = await self._ask(asked).mark(asked.actor, MarkPayload(status=status, **fields))
-            return Answer(event, views.marked_as(stored))
+            return self._ask(asked).mark(asked.actor, MarkPayload(status=status, **fields))
 
         return mark_as
 
-    async def _mark_many(self, asked: Asked) -> Answer:
-        stored = await self._ask(asked).mark_many(asked.actor, asked.payload)
-        return Answer("attendanceBulkUpdateComplete", views.bulk_complete(stored))
+    def _mark_many(self, asked: Asked) -> Question[MarksStored]:
+        return self._ask(asked).mark_many(asked.actor, asked.payload)
 
-    async def _clear(self, asked: Asked) -> Answer:
-        return Answer(None, views.marked(await self._ask(asked).clear(asked.actor, asked.payload)))
+    def _clear(self, asked: Asked) -> Question[MarkStored]:
+        return self._ask(asked).clear(asked.actor, asked.payload)
 
-    async def _join(self, asked: Asked) -> Answer:
+    def _submit(self, asked: Asked) -> Question[Submission]:
         payload: SessionCommandPayload = asked.payload
-        async with self._rooms.entering(payload.session_id) as room:
-            answer = await self._ask(asked).join(asked.actor, payload.session_id, payload.command_id)
-            if answer.enrolled:
-                self._let_in(room, asked.socket, "student", answer.roll_seq, answer.course_id, statistics_known=False)
-                self._count_in(payload.session_id, asked.socket)
-        return Answer("attendanceSessionJoined", views.joined(answer))
+        return self._ask(asked).submit(asked.actor, payload.session_id, payload.command_id)
 
-    async def _sync(self, asked: Asked) -> Answer:
-        payload: SyncPayload = asked.payload
-        async with self._rooms.entering(payload.session_id) as room:
-            answer = await self._ask(asked).sync(asked.actor, payload.session_id, payload.since_seq, payload.command_id)
-            kind: Kind = "staff" if answer.as_staff else "student"
-            self._let_in(room, asked.socket, kind, answer.seq, answer.session.course_id)
-            if answer.joined and not answer.as_staff:
-                self._count_in(payload.session_id, asked.socket)
-        return Answer(None, views.synced(answer))
+    def _end(self, asked: Asked) -> Question[RollRead]:
+        payload: SessionCommandPayload = asked.payload
+        return self._ask(asked).end(asked.actor, payload.session_id, payload.command_id)
 
     async def _leave(self, asked: Asked) -> Answer:
         """Leave what was joined; also on a socket that does not listen, or not any more."""
@@ -288,12 +199,22 @@ class Commands:
     def _ask(self, asked: Asked) -> Requests:
         return self._requests.received(asked.received_at)
 
-    async def _as_staff(self, socket: Socket, session_id: str, ask: Awaitable[RollRead]) -> RollRead:
-        """Read a roll and listen to it from there on."""
-        async with self._rooms.entering(session_id) as room:
-            read = await ask
-            self._let_in(room, socket, "staff", read.seq, read.session.course_id)
-        return read
+    def _in_as_staff(self, asked: Asked, room: Room, read: RollRead) -> None:
+        """Have who has read a roll listen to it from there on."""
+        self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
+
+    def _in_as_student(self, asked: Asked, room: Room, joined: RollJoined) -> None:
+        """Have who has joined listen, unless they have left the course meanwhile."""
+        if joined.enrolled:
+            self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
+            self._count_in(room.session_id, asked.socket)
+
+    def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
+        """Have who has synced listen; a student who has joined counts as connected."""
+        kind: Kind = "staff" if synced.as_staff else "student"
+        self._let_in(room, asked.socket, kind, synced.seq, synced.session.course_id)
+        if synced.joined and not synced.as_staff:
+            self._count_in(room.session_id, asked.socket)
 
     def _let_in(
         self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True
@@ -314,3 +235,39 @@ def _kind(actor: Actor, course: Course) -> Kind:
 
 def _active_sessions(course_id: str, active: tuple[ActiveSession, ...]) -> Answer:
     return Answer("activeSessionsData", views.active_sessions(course_id, active))
+
+
+def _started(asked: Asked, read: RollRead) -> Answer:
+    return Answer("attendanceSessionStarted", views.started(read))
+
+
+def _roll(asked: Asked, read: RollRead) -> Answer:
+    return Answer("attendanceSessionData", views.roll(read))
+
+
+def _joined(asked: Asked, joined: RollJoined) -> Answer:
+    return Answer("attendanceSessionJoined", views.joined(joined))
+
+
+def _synced(asked: Asked, synced: RollSynced) -> Answer:
+    return Answer(None, views.synced(synced))
+
+
+def _marked(asked: Asked, stored: MarkStored) -> Answer:
+    return Answer(None, views.marked(stored))
+
+
+def _marked_as(name: str) -> Callable[[Asked, MarkStored], Answer]:
+    return lambda asked, stored: Answer(f"studentMarked{name}", views.marked_as(stored))
+
+
+def _marked_many(asked: Asked, stored: MarksStored) -> Answer:
+    return Answer("attendanceBulkUpdateComplete", views.bulk_complete(stored))
+
+
+def _submitted(asked: Asked, submission: Submission) -> Answer:
+    return Answer(None, views.submitted(submission, submission.seq))
+
+
+def _ended(asked: Asked, read: RollRead) -> Answer:
+    return Answer("attendanceSessionEndedConfirm", views.ended_confirm(read))

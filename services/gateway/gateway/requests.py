@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, count, repeat
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
 
@@ -73,6 +73,7 @@ from shared.messages import (
     RosterPage,
     RosterStored,
     Session,
+    SessionCommand,
     SessionPage,
     SessionStatus,
     SessionStored,
@@ -101,8 +102,42 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
+class Question(Generic[T]):
+    """One question to a service: awaited, which raises Refused, or asked with `begin`, which needs no task."""
+
+    __slots__ = ("_calls", "_command", "_expect", "_requests", "_staff")
+
+    def __init__(
+        self, requests: "Requests", calls: Calls, command: SessionCommand | AttendanceCommand, expect: type[T], staff: bool
+    ) -> None:
+        self._requests = requests
+        self._calls = calls
+        self._command: Any = command
+        self._expect = expect
+        self._staff = staff
+
+    def begin(self, tell: Callable[[T | Refused], None]) -> None:
+        """Ask; see `Calls.begin`."""
+        self._calls.begin(self._command, self._expect, tell)
+
+    async def explain(self) -> Refused:
+        """Ask session-service why there is no such roll, for who began this and was told `NO_ROLL`."""
+        return await self._requests.explain_no_roll(self._command, for_staff=self._staff)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._answer().__await__()
+
+    async def _answer(self) -> T:
+        try:
+            return await self._calls.ask(self._command, self._expect)
+        except Refused as refusal:
+            if refusal.code != NO_ROLL:
+                raise
+        raise await self.explain()
+
+
 class Requests:
-    """Asks the services on behalf of callers. Every method raises Refused with a code of the contract."""
+    """Asks the services on behalf of callers. Every method, or the Question it makes, raises Refused with a contract's code."""
 
     def __init__(self, calls: Calls, clock: Clock, ids: "_Ids | None" = None, received_at: datetime | None = None) -> None:
         self._calls = calls
@@ -233,26 +268,24 @@ class Requests:
         command = ListSessions(course_id=course_id, status=status, limit=limit, cursor=cursor, **self._envelope(actor))
         return await self._calls.ask(command, SessionPage)
 
-    async def start(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
-        """Start a session; return once its roll is open."""
-        command = StartSession(session_id=session_id, **self._envelope(actor, command_id))
-        return await self._calls.ask(command, RollRead)
+    def start(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[RollRead]:
+        """Start a session; answered once its roll is open."""
+        return self._question(StartSession(session_id=session_id, **self._envelope(actor, command_id)), RollRead)
 
-    async def end(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollRead:
-        """End a session; return once its roll is closed."""
-        command = EndSession(session_id=session_id, **self._envelope(actor, command_id))
-        return await self._calls.ask(command, RollRead)
+    def end(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[RollRead]:
+        """End a session; answered once its roll is closed."""
+        return self._question(EndSession(session_id=session_id, **self._envelope(actor, command_id)), RollRead)
 
-    async def reopen(self, actor: Actor, session_id: str, reason: str, command_id: str | None = None) -> RollRead:
-        """Take an end or a submission back; return once the roll is open again."""
+    def reopen(self, actor: Actor, session_id: str, reason: str, command_id: str | None = None) -> Question[RollRead]:
+        """Take an end or a submission back; answered once the roll is open again."""
         command = ReopenSession(session_id=session_id, reason=reason, **self._envelope(actor, command_id))
-        return await self._calls.ask(command, RollRead)
+        return self._question(command, RollRead)
 
-    async def submit(self, actor: Actor, session_id: str, command_id: str | None = None) -> Submission:
+    def submit(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[Submission]:
         """Submit a roll."""
-        return await self._of_roll(SubmitRoll(session_id=session_id, **self._envelope(actor, command_id)), Submission)
+        return self._question(SubmitRoll(session_id=session_id, **self._envelope(actor, command_id)), Submission)
 
-    async def mark(self, actor: Actor, payload: MarkPayload) -> MarkStored:
+    def mark(self, actor: Actor, payload: MarkPayload) -> Question[MarkStored]:
         """Set one record."""
         command = MarkRecord(
             session_id=payload.session_id,
@@ -261,9 +294,9 @@ class Requests:
             expected_seq=payload.expected_seq,
             **self._envelope(actor, payload.command_id),
         )
-        return await self._of_roll(command, MarkStored)
+        return self._question(command, MarkStored)
 
-    async def mark_many(self, actor: Actor, payload: BulkPayload) -> MarksStored:
+    def mark_many(self, actor: Actor, payload: BulkPayload) -> Question[MarksStored]:
         """Set many records, all or nothing."""
         command = MarkRecords(
             session_id=payload.session_id,
@@ -271,9 +304,9 @@ class Requests:
             reason=payload.reason,
             **self._envelope(actor, payload.command_id),
         )
-        return await self._of_roll(command, MarksStored)
+        return self._question(command, MarksStored)
 
-    async def clear(self, actor: Actor, payload: StudentCommandPayload) -> MarkStored:
+    def clear(self, actor: Actor, payload: StudentCommandPayload) -> Question[MarkStored]:
         """Take a mark away."""
         command = ClearMark(
             session_id=payload.session_id,
@@ -281,29 +314,29 @@ class Requests:
             reason=payload.reason,
             **self._envelope(actor, payload.command_id),
         )
-        return await self._of_roll(command, MarkStored)
+        return self._question(command, MarkStored)
 
-    async def join(self, actor: Actor, session_id: str, command_id: str | None = None) -> RollJoined:
+    def join(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[RollJoined]:
         """Check the actor in, as of when the join reached this gateway."""
         command = JoinRoll(session_id=session_id, **self._envelope(actor, command_id))
-        return await self._of_roll(command, RollJoined, for_staff=False)
+        return self._question(command, RollJoined, for_staff=False)
 
-    async def sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> RollSynced:
+    def sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> Question[RollSynced]:
         """Read what changed on a roll since a number."""
         command = SyncRoll(session_id=session_id, since_seq=since_seq, **self._envelope(actor, command_id))
-        return await self._of_roll(command, RollSynced, for_staff=actor.role != "student")
+        return self._question(command, RollSynced, for_staff=actor.role != "student")
 
-    async def read_roll(
+    def read_roll(
         self, actor: Actor, session_id: str, command_id: str | None = None, *, seconds: float = SECONDS
-    ) -> RollRead:
+    ) -> Question[RollRead]:
         """Read a whole roll."""
         command = ReadRoll(session_id=session_id, **self._envelope(actor, command_id, seconds=seconds))
-        return await self._of_roll(command, RollRead)
+        return self._question(command, RollRead)
 
-    async def read_history(self, actor: Actor, session_id: str, since_seq: int, limit: int) -> HistoryPage:
+    def read_history(self, actor: Actor, session_id: str, since_seq: int, limit: int) -> Question[HistoryPage]:
         """Read a page of a roll's history."""
         command = ReadHistory(session_id=session_id, since_seq=since_seq, limit=limit, **self._envelope(actor))
-        return await self._of_roll(command, HistoryPage)
+        return self._question(command, HistoryPage)
 
     async def read_own_records(self, actor: Actor, course_id: str | None, limit: int, cursor: str | None) -> OwnRecords:
         """Read one's own records, with their history."""
@@ -315,16 +348,17 @@ class Requests:
         command = ReadChanges(session_id=session_id, since_seq=since_seq, **self._envelope(GATEWAY))
         return await self._calls.ask(command, ChangesRead)
 
-    async def _of_roll(self, command: AttendanceCommand, expect: type[T], *, for_staff: bool = True) -> T:
-        """Ask about a roll; where attendance-service knows none, let session-service say why."""
+    def _question(self, command: SessionCommand | AttendanceCommand, expect: type[T], *, for_staff: bool = True) -> Question[T]:
+        return Question(self, self._calls, command, expect, for_staff)
+
+    async def explain_no_roll(self, command: AttendanceCommand, *, for_staff: bool) -> Refused:
+        """Where attendance-service knows no roll, let session-service say why."""
+        explain = ExplainNoRoll(session_id=command.session_id, for_staff=for_staff, **self._envelope(command.actor))
         try:
-            return await self._calls.ask(command, expect)
-        except Refused as refusal:
-            if refusal.code != NO_ROLL:
-                raise
-        actor, session_id = command.actor, command.session_id
-        await self._calls.ask(ExplainNoRoll(session_id=session_id, for_staff=for_staff, **self._envelope(actor)), Session)
-        raise Refused("internal")
+            await self._calls.ask(explain, Session)
+        except Refused as why:
+            return why
+        return Refused("internal")
 
     async def _on_the_rolls(self, stored: RosterStored) -> RosterStored:
         await self._settled(stored.news)

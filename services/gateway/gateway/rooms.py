@@ -77,6 +77,14 @@ class Rooms:
         """List the sessions whose staff listen here."""
         return [room.session_id for room in self._rooms.values() if room.staff_members]
 
+    def hold(self, session_id: str) -> Room | None:
+        """Keep a room that hears already until `holds` is taken back, as `entering` would; None where one must wait for it."""
+        room = self._rooms.get(session_id)
+        if room is None or not self._listener.hears(room.channel):
+            return None
+        room.holds += 1
+        return room
+
     def entering(self, session_id: str) -> AbstractAsyncContextManager[Room]:
         """Host a room from before a command is sent, so that nothing is missed between its commit and its answer."""
         room = self._rooms.get(session_id)
@@ -102,7 +110,7 @@ class Rooms:
             room.deaf = True
 
     def admit(self, room: Room, member: Member, seq: int, *, course_id: str, statistics_known: bool = True) -> None:
-        """Let a socket in whose answer was as of `seq`, once that answer is on its way: what it hears came after.
+        """Let a socket in whose answer was as of `seq`, now that it is on its way: what it hears came after.
 
         Without `statistics_known`, the answer did not say how full the roll was then: that is told as well.
         """
@@ -112,7 +120,7 @@ class Rooms:
             return
         room.entering[member.sid] = member
         self._by_socket.setdefault(member.sid, set()).add(room.session_id)
-        asyncio.get_running_loop().call_soon(self._let_in, room, member, seq, statistics_known)
+        self._let_in(room, member, seq, statistics_known)
 
     def _let_in(self, room: Room, member: Member, seq: int, statistics_known: bool) -> None:
         if not room.expects(member):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -10,18 +11,20 @@ import socketio
 import structlog
 
 from gateway import views
-from gateway.commands import Asked, Command, Socket
+from gateway.asked import Answer, Asked, Command, Socket
 from gateway.door import Door
 from gateway.engine.links import Link
-from gateway.engine.server import Manager, Server
+from gateway.engine.server import Manager, Reply, Server
+from gateway.errands import Errands
 from gateway.expiries import Expiries
 from gateway.payloads import CommandPayload, invalid, read_payload
 from gateway.presence import Presence
-from gateway.requests import SECONDS
+from gateway.requests import SECONDS, Question
+from gateway.room import Room
 from gateway.rooms import Rooms
 from gateway.watchers import Watchers
 from shared.clock import Clock, rfc3339
-from shared.errors import Refused
+from shared.errors import NO_ROLL, Refused
 
 log = structlog.get_logger()
 
@@ -38,6 +41,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         self,
         namespace: str,
         manager: Manager,
+        errands: Errands,
         door: Door,
         commands: Mapping[str, Command],
         rooms: Rooms,
@@ -47,6 +51,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
     ) -> None:
         super().__init__(namespace)
         self._manager = manager
+        self._errands = errands
         self._door = door
         self._commands = commands
         self._rooms = rooms
@@ -89,37 +94,106 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         for listeners in (self._rooms, self._watchers, self._presence):
             listeners.leave_all(sid)
 
-    async def answer(self, sid: str, event: str, payloads: list[Any], size: int) -> views.View | msgspec.Raw | None:
-        """Do a command in its turn and answer it; a refusal is answered twice, as acknowledgement and as an event."""
-        socket = self._sockets.get(sid)
+    def begin(self, reply: Reply, event: str, payloads: list[Any], size: int) -> None:
+        """Begin a command, in its turn. One that is a question to a service, with nothing to wait for, needs no task."""
+        socket = self._sockets.get(reply.sid)
         if socket is None:
-            return None
+            reply.drop()
+            return
         session_id = ""
         try:
             self._door.count(socket.user)
             command = self._commands.get(event)
             if command is None:
                 raise invalid("event", f"nobody knows the event {event[:64]}")
-            received_at = self._clock()
             payload = _payload(command, payloads, size)
             session_id = getattr(payload, "session_id", "")
-            waited = await socket.take_turn(payload.about)
-            try:
-                if waited and self._clock() >= received_at + _TURN:
-                    raise Refused("timeout")
-                name, view = await command.do(Asked(socket, payload, received_at))
-                # Encoded once, for the event and for the acknowledgement.
-                answer = msgspec.Raw(msgspec.json.encode(views.acknowledged(view, self._clock())))
-                if name is not None:
-                    self._manager.emit_here(name, answer, sid, namespaces=(self.namespace,))
-                return answer
-            finally:
-                socket.pass_turn(payload.about)
+            asked = Asked(socket, payload, self._clock(), command, reply)
         except Refused as refused:
-            return self.refuse(sid, event, refused, session_id)
+            reply.give(self.refuse(reply.sid, event, refused, session_id))
+            return
+        turn, room = socket.take_turn(payload.about), None
+        if command.let_in is not None and turn is None:
+            room = self._rooms.hold(session_id)
+        if command.question is None or turn is not None or (command.let_in is not None and room is None):
+            self._errands.start(self._do(asked, turn))
+        else:
+            self._ask(asked, room)
+
+    def _ask(self, asked: Asked, room: Room | None) -> None:
+        try:
+            _question(asked).begin(partial(self._answered, asked, room))
         except Exception:
-            log.exception("sockets.command_failed", event_name=event[:64])
-            return self.refuse(sid, event, Refused("internal"), session_id)
+            self._failed(asked)
+            self._over(asked, room)
+
+    def _over(self, asked: Asked, room: Room | None) -> None:
+        if room is not None:
+            room.holds -= 1
+        asked.socket.pass_turn(asked.payload.about)
+
+    def _answered(self, asked: Asked, room: Room | None, result: Any) -> None:
+        """Answer what was begun, let who asked into the room that was held meanwhile, and pass the turn on."""
+        if isinstance(result, Refused):
+            if result.code == NO_ROLL:
+                self._errands.start(self._explain(asked, room))
+                return
+            self._refused(asked, result)
+        else:
+            try:
+                self._tell_result(asked, room, result)
+            except Exception:
+                self._failed(asked)
+        self._over(asked, room)
+
+    async def _explain(self, asked: Asked, room: Room | None) -> None:
+        try:
+            self._refused(asked, await _question(asked).explain())
+        except Exception:
+            self._failed(asked)
+        finally:
+            self._over(asked, room)
+
+    async def _do(self, asked: Asked, turn: asyncio.Future[None] | None) -> None:
+        """Do a command that has something to wait for, its turn perhaps."""
+        if turn is not None:
+            await turn
+        try:
+            if turn is not None and self._clock() >= asked.received_at + _TURN:
+                raise Refused("timeout")
+            command = asked.command
+            if command.do is not None:
+                self._tell(asked, await command.do(asked))
+            elif command.let_in is None:
+                self._tell_result(asked, None, await _question(asked))
+            else:
+                async with self._rooms.entering(asked.payload.session_id) as room:
+                    self._tell_result(asked, room, await _question(asked))
+        except Refused as refused:
+            self._refused(asked, refused)
+        except Exception:
+            self._failed(asked)
+        finally:
+            asked.socket.pass_turn(asked.payload.about)
+
+    def _tell_result(self, asked: Asked, room: Room | None, result: Any) -> None:
+        """Answer, and only then let into the room."""
+        command = asked.command
+        assert command.answer is not None
+        self._tell(asked, command.answer(asked, result))
+        if room is not None and command.let_in is not None:
+            command.let_in(asked, room, result)
+
+    def _tell(self, asked: Asked, answer: Answer) -> None:
+        asked.reply.give(views.acknowledged(answer.view, self._clock()), answer.event)
+
+    def _refused(self, asked: Asked, refused: Refused) -> None:
+        session_id = getattr(asked.payload, "session_id", "")
+        asked.reply.give(self.refuse(asked.reply.sid, asked.command.name, refused, session_id))
+
+    def _failed(self, asked: Asked) -> None:
+        log.exception("sockets.command_failed", event_name=asked.command.name)
+        self._refused(asked, Refused("internal"))
 
     def refuse(self, sid: str, event: str, refused: Refused, session_id: str = "") -> views.View:
         """Tell a socket that its command is refused; return the acknowledgement, which says the same."""
@@ -162,6 +236,11 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             log.exception("sockets.not_cut_off")
         # A whole school's tokens may expire together: others are served in between.
         await asyncio.sleep(0)
+
+
+def _question(asked: Asked) -> Question[Any]:
+    assert asked.command.question is not None
+    return asked.command.question(asked)
 
 
 def _payload(command: Command, payloads: list[Any], size: int) -> CommandPayload:

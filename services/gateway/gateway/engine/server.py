@@ -4,7 +4,6 @@ The stock `emit` starts a task for each recipient and waits for all of them; wit
 loop. Here a packet is encoded once and written to each recipient, without a task and without an await.
 """
 
-import asyncio
 import json
 import logging
 import re
@@ -145,11 +144,41 @@ class _Packet(packet.Packet):  # type: ignore[misc]
     uses_binary_events = False
 
 
+class Reply:
+    """The way back to who sent one event. It is used once, also for who has gone: until then the event is under way."""
+
+    __slots__ = ("_link", "_manager", "_namespace", "_number", "sid")
+
+    def __init__(self, manager: Manager, link: Link, namespace: str, number: str, sid: str) -> None:
+        self._manager = manager
+        self._link = link
+        self._namespace = namespace
+        self._number = number
+        self.sid = sid
+        link.under_way += 1
+
+    def give(self, answer: Any, event: str | None = None) -> None:
+        """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
+        link = self._link
+        link.under_way -= 1
+        if link.closed or not self._manager.is_connected(self.sid, self._namespace):
+            return
+        prefix, encoded = _PREFIXES[self._namespace], msgspec.json.encode(answer)
+        if event is not None:
+            link.put(Message(b'42%b["%b",%b]' % (prefix, event.encode(), encoded)))
+        if self._number:
+            link.put(Message(b"43%b%d[%b]" % (prefix, int(self._number), encoded)))
+
+    def drop(self) -> None:
+        """Answer nothing: nobody is there."""
+        self._link.under_way -= 1
+
+
 class Namespace(Protocol):
     """What a namespace must be able to do besides what the library asks of it."""
 
-    async def answer(self, sid: str, event: str, payloads: list[Any], size: int) -> Any:
-        """Do a command, whose payloads had that many characters; return the acknowledgement, None for who has gone."""
+    def begin(self, reply: Reply, event: str, payloads: list[Any], size: int) -> None:
+        """Begin what an event asks, whose payloads had that many characters; the reply is used once, now or later."""
 
     def refuse(self, sid: str, event: str, refused: Refused) -> Any:
         """Tell a socket that its command is refused; return the acknowledgement."""
@@ -160,7 +189,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, serializer=_Packet)
-        self._under_way: set[asyncio.Task[None]] = set()
 
     def _engineio_server_class(self) -> type[Engine]:
         return Engine
@@ -223,20 +251,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             return
         if not isinstance(event, list) or not event or not isinstance(event[0], str):
             raise Malformed("an event without a name")
-        link.under_way += 1
-        task = asyncio.create_task(self._do(link, sid, namespace, number, event, len(rest)))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-
-    async def _do(self, link: Link, sid: str, namespace: str, number: str, event: list[Any], size: int) -> None:
-        """Hand an event on and acknowledge it, unless its sender has said goodbye meanwhile."""
         handler: Namespace = self.namespace_handlers[namespace]
-        try:
-            answer = await handler.answer(sid, event[0], event[1:], size)
-            if answer is not None and self.manager.is_connected(sid, namespace):
-                _acknowledge(link, namespace, number, answer)
-        finally:
-            link.under_way -= 1
+        handler.begin(Reply(self.manager, link, namespace, number, sid), event[0], event[1:], len(rest))
 
     def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
         """Refuse a command without reading it."""
