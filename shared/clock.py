@@ -5,18 +5,33 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_last = (0, _EPOCH)
+"""The millisecond that was last told, and its time: many ask within one."""
+_written = (_EPOCH, "1970-01-01T00:00:00.000Z")
+"""The time that was last written."""
 
 Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
     """Tell the time, aware, in UTC, cut to the milliseconds that every printed time carries."""
-    return _EPOCH + timedelta(milliseconds=time.time_ns() // 1_000_000)
+    global _last
+    milliseconds = time.time_ns() // 1_000_000
+    known, at = _last
+    if milliseconds != known:
+        at = _EPOCH + timedelta(milliseconds=milliseconds)
+        _last = milliseconds, at
+    return at
 
 
 def rfc3339(at: datetime) -> str:
     """Write a time as everyone outside sees it: RFC 3339, UTC, milliseconds (`2026-11-24T09:00:00.000Z`)."""
-    return (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="milliseconds")[:-6] + "Z"
+    global _written
+    known, text = _written
+    if at is not known:
+        text = (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="milliseconds")[:-6] + "Z"
+        _written = at, text
+    return text
 
 
 def rfc3339_or_none(at: datetime | None) -> str | None:

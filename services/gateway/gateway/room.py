@@ -167,7 +167,8 @@ def after(event: Event[EventData], told: int) -> Event[EventData]:
     data = event.data
     if data.first_seq > told or not isinstance(data, RollChanged):
         return event
-    rest = tuple(change for change in data.changes if change.seq > told)
+    # One change for each number: found by place, for whole batches are cut off for each of hundreds who come in with them.
+    rest = data.changes[told + 1 - data.first_seq :]
     return replace(event, data=replace(data, first_seq=told + 1, changes=rest))
 
 
