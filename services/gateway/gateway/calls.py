@@ -73,9 +73,9 @@ class Calls:
             loop.call_soon(tell, Refused("timeout"))
             return
         address = str(next(self._numbers))
+        addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
         self._callers[address] = _Caller(expect, tell)
         self._expect(loop, seconds, address)
-        addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
         self._bus.send_soon(command.queue, addressed, partial(self._settled, address))
 
     def _settled(self, address: str, failure: str | None) -> None:

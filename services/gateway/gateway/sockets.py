@@ -112,6 +112,10 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         except Refused as refused:
             reply.give(self.refuse(reply.sid, event, refused, session_id))
             return
+        except Exception:
+            log.exception("sockets.command_failed", event_name=event[:64])
+            reply.give(self.refuse(reply.sid, event, Refused("internal"), session_id))
+            return
         turn, room = socket.take_turn(payload.about), None
         if command.let_in is not None and turn is None:
             room = self._rooms.hold(session_id)
@@ -182,7 +186,11 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         assert command.answer is not None
         self._tell(asked, command.answer(asked, result))
         if room is not None and command.let_in is not None:
-            command.let_in(asked, room, result)
+            try:
+                command.let_in(asked, room, result)
+            except Exception:
+                # It is answered: done is done.
+                log.exception("sockets.not_let_in", event_name=command.name)
 
     def _tell(self, asked: Asked, answer: Answer) -> None:
         asked.reply.give(views.acknowledged(answer.view, self._clock()), answer.event)
