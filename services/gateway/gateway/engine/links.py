@@ -54,8 +54,8 @@ class Link(AsyncSocket):  # type: ignore[misc]
         """Where its client sits, as the engine's `origin` tells."""
         self.commands = Bucket(COMMANDS, COMMANDS_PER_SECOND)
         self.refusals = Bucket(REFUSALS, COMMANDS_PER_SECOND)
-        self.namespaces: set[str] = set()
-        """Where it is connected."""
+        self.namespaces: dict[str, str] = {}
+        """Where it is connected, and its socket there."""
         self.left: set[str] = set()
         """Where it was: what crosses with a goodbye is no fault."""
         self.under_way = 0

@@ -206,8 +206,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         found = _HEADER.match(data)
         if found is None:
             raise Malformed("no Socket.IO packet, or a binary one")
-        kind, namespace, number = int(found["kind"]), found["namespace"] or "/", found["number"]
-        rest = data[found.end() :]
+        head, name, number = found.groups()
+        kind, namespace, rest = int(head), name or "/", data[found.end() :]
         if kind == packet.EVENT and namespace in link.namespaces:
             self._take_event(link, namespace, number, rest)
         elif not link.within_rate():
@@ -216,7 +216,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             return self._take_connect(link, namespace, rest)
         elif kind == packet.DISCONNECT and not number:
             return self._take_disconnect(link, namespace)
-        elif kind not in (packet.EVENT, packet.ACK) or namespace not in link.left | link.namespaces:
+        elif kind not in (packet.EVENT, packet.ACK) or namespace not in link.left | link.namespaces.keys():
             raise Malformed("a packet before its connect")
         return None
 
@@ -227,8 +227,9 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             await self._send_packet(link.sid, error)
         else:
             await self._handle_connect(link.sid, namespace, auth)
-            if self.manager.is_connected(self.manager.sid_from_eio_sid(link.sid, namespace), namespace):
-                link.namespaces.add(namespace)
+            sid = self.manager.sid_from_eio_sid(link.sid, namespace)
+            if self.manager.is_connected(sid, namespace):
+                link.namespaces[namespace] = sid
         link.without_namespace_yet(REFUSED_SECONDS)
 
     async def _take_disconnect(self, link: Link, namespace: str) -> None:
@@ -236,9 +237,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         self._gone_from(link, namespace, link_seconds=self.eio.connect_seconds)
 
     def _take_event(self, link: Link, namespace: str, number: str, rest: str) -> None:
-        sid = self.manager.sid_from_eio_sid(link.sid, namespace)
-        if sid is None:
-            return
         within = link.within_rate()
         if not within or link.under_way >= MAX_UNDER_WAY:
             wait_ms = BUSY_MS if within else link.commands.wait_ms()
@@ -252,14 +250,15 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if not isinstance(event, list) or not event or not isinstance(event[0], str):
             raise Malformed("an event without a name")
         handler: Namespace = self.namespace_handlers[namespace]
-        handler.begin(Reply(self.manager, link, namespace, number, sid), event[0], event[1:], len(rest))
+        reply = Reply(self.manager, link, namespace, number, link.namespaces[namespace])
+        handler.begin(reply, event[0], event[1:], len(rest))
 
     def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
         """Refuse a command without reading it."""
         handler: Namespace = self.namespace_handlers[namespace]
         name = _NAME.match(rest)
-        sid = self.manager.sid_from_eio_sid(link.sid, namespace)
-        _acknowledge(link, namespace, number, handler.refuse(sid, name[1] if name else "", refused))
+        refusal = handler.refuse(link.namespaces[namespace], name[1] if name else "", refused)
+        _acknowledge(link, namespace, number, refusal)
 
     async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
         """As the library does; and the link of a client that is sent away does not stay open."""
@@ -271,7 +270,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     def _gone_from(self, link: Link, namespace: str, *, link_seconds: float) -> None:
         if namespace in link.namespaces and not self.manager.sid_from_eio_sid(link.sid, namespace):
-            link.namespaces.remove(namespace)
+            del link.namespaces[namespace]
             link.left.add(namespace)
             link.without_namespace(link_seconds)
 
