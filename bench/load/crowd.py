@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.load.sockets import Socket, connect
+from bench.load.sockets import Socket, Take, connect
 from shared.messages import Role
 from tests.system.rig import token
 
 TOGETHER = 64
 """How many connect at once."""
-JOINED = b'42["studentJoinedAttendance"'
+JOINED = b"studentJoinedAttendance"
 UNTIL = b'"student_name"'
+OK = b'[{"ok":true'
 LATE = (b'"code":"timeout"', b'"code":"unavailable"')
 """What a system says that is asked more than it can do."""
 
@@ -33,11 +34,11 @@ class Crowd:
     lost: list[str] = field(default_factory=list)
     """Sockets that were cut off."""
 
+    acknowledged: Take = lambda data, begin, end: None
+    """Takes the acknowledgements of the commands that are under way."""
+
     _expected: int = 0
     _complete: asyncio.Event = field(default_factory=asyncio.Event)
-
-    on_answer: Callable[[int, bytes], None] = lambda number, packet: None
-    """Takes the number of an acknowledgement, and all of it."""
 
     async def come_in(self, urls: Sequence[str], users: Sequence[str], role: Role, *, deflate: bool) -> None:
         """Connect all of them, in turns to these gateways."""
@@ -57,16 +58,14 @@ class Crowd:
             socket.leave()
         self.sockets.clear()
 
-    def acknowledged(self, packet: bytes) -> None:
-        """Hand it to who waits."""
-        self.on_answer(int(packet[2 : packet.index(b"[")]), packet)
-
-    def told(self, packet: bytes) -> None:
-        """Count it, and note of whose join it tells."""
-        self.heard[packet[4 : packet.index(b'"', 4)]] += 1
-        if packet.startswith(JOINED):
-            self.joined.add(packet[: packet.find(UNTIL)])
-            if len(self.joined) == self._expected:
+    def told(self, data: bytes, begin: int, end: int) -> None:
+        """Count an event, and note of whose join it tells."""
+        name = data[begin + 4 : data.index(b'"', begin + 4)]
+        self.heard[name] += 1
+        if name == JOINED:
+            joined = self.joined
+            joined.add(data[begin : data.index(UNTIL, begin)])
+            if len(joined) == self._expected:
                 self._complete.set()
 
     async def hear_of(self, joins: int) -> None:
@@ -81,11 +80,12 @@ class Crowd:
         self.lost.append(f"{socket.user_id}: {why}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Asking:
     """Commands that a crowd sends, and when each was sent and answered, in seconds of `perf_counter`."""
 
     crowd: Crowd
+    event: str
     frames: list[bytes]
     """The frame of each command; its acknowledgement's number is `first` and its place here."""
 
@@ -96,21 +96,26 @@ class Asking:
     again: int = 0
     """How many were sent again because they were not begun in time, as clients are told to; the wait goes on."""
 
+    unanswered: int = field(init=False)
+    """How many have no answer."""
+
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    _left: int = field(init=False)
     _lanes: int = 0
+    _write: "list[Callable[[bytes], None]]" = field(init=False)
 
     def __post_init__(self) -> None:
         """Make room for the times."""
-        self.sent_at = array("d", bytes(8 * len(self.frames)))
-        self.answered_at = array("d", bytes(8 * len(self.frames)))
-        self._left = len(self.frames)
-        self.crowd.on_answer = self._answered
+        self.unanswered = len(self.frames)
+        self.sent_at = array("d", bytes(8 * self.unanswered))
+        self.answered_at = array("d", bytes(8 * self.unanswered))
+        # Each command goes out on the socket whose turn it is.
+        self._write = [socket.transport.write for socket in self.crowd.sockets]
+        self.crowd.acknowledged = self.answered
 
     def send(self, number: int) -> None:
-        """Send one command, on the socket whose turn it is."""
+        """Send one command."""
         self.sent_at[number] = time.perf_counter()
-        self._write(number)
+        self._write[number % len(self._write)](self.frames[number])
 
     def keep_in_flight(self, count: int) -> None:
         """Send the first so many; whenever one is answered the next of its lane follows, so many places on."""
@@ -118,32 +123,33 @@ class Asking:
         for number in range(min(count, len(self.frames))):
             self.send(number)
 
-    def _write(self, number: int) -> None:
-        sockets = self.crowd.sockets
-        sockets[number % len(sockets)].transport.write(self.frames[number])
-
-    def _answered(self, number: int, packet: bytes) -> None:
-        number -= self.first
+    def answered(self, data: bytes, begin: int, end: int) -> None:
+        """Note that a command was answered, and when; let the next follow."""
+        bracket = data.index(b"[", begin)
+        number = int(data[begin + 2 : bracket]) - self.first
         # An answer to what an earlier set has asked, and not waited for.
         if number < 0:
             return
-        if b'"ok":true' not in packet[:24]:
-            if any(code in packet for code in LATE):
-                self.again += 1
-                self._write(number)
-                return
-            self.refused.append(packet.decode())
-        self.answered_at[number] = time.perf_counter()
-        self._left -= 1
-        if self._lanes and number + self._lanes < len(self.frames):
-            self.send(number + self._lanes)
-        if not self._left:
+        if not data.startswith(OK, bracket) and self._sent_again(number, data[begin:end]):
+            return
+        self.answered_at[number] = now = time.perf_counter()
+        self.unanswered -= 1
+        if self._lanes:
+            number += self._lanes
+            if number < len(self.frames):
+                self.sent_at[number] = now
+                self._write[number % len(self._write)](self.frames[number])
+        if not self.unanswered:
             self.done.set()
 
-    @property
-    def unanswered(self) -> int:
-        """How many have no answer."""
-        return self._left
+    def _sent_again(self, number: int, packet: bytes) -> bool:
+        """Send a command again that was not begun in time; note what was refused."""
+        if any(code in packet for code in LATE):
+            self.again += 1
+            self._write[number % len(self._write)](self.frames[number])
+            return True
+        self.refused.append(packet.decode())
+        return False
 
     def waits(self) -> list[float]:
         """How long each that was answered took, shortest first."""

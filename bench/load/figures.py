@@ -12,9 +12,6 @@ class Joins(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     """From the first that was sent to the last answer."""
 
-    heard_seconds: float
-    """From the first that was sent until staff had heard of all of them."""
-
     p50: float
     p99: float
     longest: float

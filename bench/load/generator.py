@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+
+from msgspec.json import encode
 
 from bench.load.crowd import Asking, Crowd
 from bench.load.figures import Joins, quantile
@@ -33,6 +34,8 @@ class Generator:
     def __init__(self) -> None:
         self._crowds: dict[str, Crowd] = {}
         self._asked = 0
+        self._joins: Asking
+        self._staff: Crowd | None = None
 
     async def come_in(
         self, crowd: str, urls: Sequence[str], users: Sequence[str], role: Role, deflate: bool = False
@@ -51,45 +54,51 @@ class Generator:
 
     async def start(self, staff: str, sessions: Sequence[str]) -> None:
         """Have each of the staff start its session."""
-        await self._ask(staff, "startAttendanceSession", [{"session_id": each} for each in sessions], STARTED_TOGETHER)
+        asking = self._asking(staff, "startAttendanceSession", [{"session_id": each} for each in sessions])
+        await _answered(asking, STARTED_TOGETHER)
 
-    async def join(
-        self,
-        students: str,
-        staff: str | None,
-        sessions: Sequence[str],
-        in_flight: int,
-        within_seconds: float = 0.0,
-        spread: bool = False,
-    ) -> Joins:
-        """Have every student join every session, so many at a time; or all sent evenly `within_seconds`.
+    async def prepare(self, students: str, staff: str | None, sessions: Sequence[str], spread: bool = False) -> None:
+        """Get everything ready for `join`: what that costs is not measured.
 
-        All go through the sessions in the same order; when they are `spread` each begins with another one, so that all
-        sessions fill together. `staff` must hear of every join.
+        Every student is to join every session, and `staff` to hear of every join. All go through the sessions in the same
+        order; when they are `spread` each begins with another one, so that all sessions fill together.
         """
-        crowd = self._crowds[students]
-        everybody = [crowd, *([self._crowds[staff]] if staff else [])]
-        for each in everybody:
+        size, meetings = len(self._crowds[students].sockets), len(sessions)
+        turns = [(n // size + (n % size if spread else 0)) % meetings for n in range(size * meetings)]
+        self._staff = self._crowds[staff] if staff else None
+        self._joins = self._asking(students, "joinAttendanceSession", [{"session_id": sessions[turn]} for turn in turns])
+        for each in self._listeners():
             each.heard.clear()
             each.joined.clear()
-        size, meetings = len(crowd.sockets), len(sessions)
-        turns = [(n // size + (n % size if spread else 0)) % meetings for n in range(size * meetings)]
-        payloads = [{"session_id": sessions[turn]} for turn in turns]
-        asking = await self._ask(students, "joinAttendanceSession", payloads, in_flight, within_seconds)
-        if staff:
-            await self._heard(self._crowds[staff], len(payloads))
-        heard_at = time.perf_counter()
+        gc.collect()
+        gc.freeze()
+
+    async def join(self, in_flight: int, within_seconds: float = 0.0) -> float:
+        """Have everybody join as was prepared, so many at a time; or all sent evenly `within_seconds`.
+
+        Return when every join was answered, and staff have heard of every one; tell how many seconds the latter took.
+        """
+        await _answered(self._joins, in_flight, within_seconds)
+        if self._staff:
+            await _heard(self._staff, len(self._joins.frames))
+        return time.perf_counter() - self._joins.sent_at[0]
+
+    async def joins(self) -> Joins:
+        """Tell how the last joins went."""
+        asking = self._joins
         waits, began = asking.waits(), asking.sent_at[0]
         return Joins(
-            joins=len(payloads),
+            joins=len(waits),
             seconds=max(asking.answered_at) - began,
-            heard_seconds=heard_at - began,
             p50=quantile(waits, 0.5),
             p99=quantile(waits, 0.99),
             longest=waits[-1],
             again=asking.again,
-            heard={name.decode(): count for name, count in sum((each.heard for each in everybody), Counter()).items()},
+            heard={name.decode(): count for name, count in sum((each.heard for each in self._listeners()), Counter()).items()},
         )
+
+    def _listeners(self) -> list[Crowd]:
+        return [self._joins.crowd, *([self._staff] if self._staff else [])]
 
     async def mark(self, staff: str, students: str, session: str, times: int) -> int:
         """Mark the first student present and absent in turn, MARK_SECONDS apart, until every student has heard each time.
@@ -103,7 +112,7 @@ class Generator:
             began = time.perf_counter()
             status = ("present", "absent")[number % 2]
             payload = {"session_id": session, "student_id": crowd.sockets[0].user_id, "status": status}
-            await self._ask(staff, "markStudentAttendance", [payload], 1)
+            await _answered(self._asking(staff, "markStudentAttendance", [payload]), 1)
             await asyncio.sleep(began + MARK_SECONDS - time.perf_counter())
         try:
             async with asyncio.timeout(SECONDS):
@@ -113,38 +122,40 @@ class Generator:
             raise Failed(f"students heard of progress {crowd.heard[PROGRESS]} times, not {expected}") from None
         return crowd.heard[PROGRESS]
 
-    async def _ask(
-        self, name: str, event: str, payloads: Sequence[object], in_flight: int, within_seconds: float = 0.0
-    ) -> Asking:
-        crowd, first = self._crowds[name], self._asked
-        frames = [
-            masked(f"42{first + n}{json.dumps([event, payload], separators=(',', ':'))}") for n, payload in enumerate(payloads)
-        ]
+    def _asking(self, crowd: str, event: str, payloads: Sequence[object]) -> Asking:
+        first = self._asked
+        frames = [masked(f"42{first + n}{encode([event, payload]).decode()}") for n, payload in enumerate(payloads)]
         self._asked += len(frames)
-        asking = Asking(crowd, frames, first)
-        gc.disable()
-        try:
-            async with asyncio.timeout(SECONDS):
-                if within_seconds:
-                    await _send_evenly(asking, within_seconds)
-                else:
-                    asking.keep_in_flight(in_flight)
-                await asking.done.wait()
-        except TimeoutError:
-            raise Failed(f"{asking.unanswered} of {len(frames)} {event} were not answered") from None
-        finally:
-            gc.enable()
-        if asking.refused:
-            raise Failed(f"{len(asking.refused)} of {len(frames)} {event} were refused: {asking.refused[0][:300]}")
-        if crowd.lost:
-            raise Failed(f"{len(crowd.lost)} sockets were cut off: {crowd.lost[0]}")
-        return asking
+        return Asking(self._crowds[crowd], event, frames, first)
 
-    async def _heard(self, staff: Crowd, joins: int) -> None:
-        try:
-            await asyncio.wait_for(staff.hear_of(joins), SECONDS)
-        except TimeoutError:
-            raise Failed(f"staff heard of {len(staff.joined)} joins of {joins}") from None
+
+async def _answered(asking: Asking, in_flight: int, within_seconds: float = 0.0) -> None:
+    """Send commands, and wait until all are answered."""
+    gc.disable()
+    try:
+        async with asyncio.timeout(SECONDS):
+            if within_seconds:
+                await _send_evenly(asking, within_seconds)
+            else:
+                asking.keep_in_flight(in_flight)
+            await asking.done.wait()
+    except TimeoutError:
+        raise Failed(f"{asking.unanswered} of {len(asking.frames)} {asking.event} were not answered") from None
+    finally:
+        gc.enable()
+    refused, lost = asking.refused, asking.crowd.lost
+    if refused:
+        raise Failed(f"{len(refused)} of {len(asking.frames)} {asking.event} were refused: {refused[0][:300]}")
+    if lost:
+        raise Failed(f"{len(lost)} sockets were cut off: {lost[0]}")
+
+
+async def _heard(staff: Crowd, joins: int) -> None:
+    """Wait until staff have heard of so many joins."""
+    try:
+        await asyncio.wait_for(staff.hear_of(joins), SECONDS)
+    except TimeoutError:
+        raise Failed(f"staff heard of {len(staff.joined)} joins of {joins}") from None
 
 
 async def _send_evenly(asking: Asking, seconds: float) -> None:

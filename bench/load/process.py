@@ -35,19 +35,17 @@ class LoadGenerator:
         """Have each of the staff start its session."""
         self._do("start", staff=staff, sessions=sessions)
 
-    def join(
-        self,
-        students: str,
-        staff: str | None,
-        sessions: Sequence[str],
-        *,
-        in_flight: int = 0,
-        within_seconds: float = 0.0,
-        spread: bool = False,
-    ) -> Joins:
-        """Have every student join every session; see `Generator.join`."""
-        how = {"in_flight": in_flight, "within_seconds": within_seconds, "spread": spread}
-        return msgspec.convert(self._do("join", students=students, staff=staff, sessions=sessions, **how), Joins)
+    def prepare(self, students: str, staff: str | None, sessions: Sequence[str], *, spread: bool = False) -> None:
+        """Get ready to have every student join every session; see `Generator.prepare`."""
+        self._do("prepare", students=students, staff=staff, sessions=sessions, spread=spread)
+
+    def join(self, *, in_flight: int = 0, within_seconds: float = 0.0) -> float:
+        """Have them join; tell after how many seconds staff had heard of all of it."""
+        return float(self._do("join", in_flight=in_flight, within_seconds=within_seconds))
+
+    def joins(self) -> Joins:
+        """Tell how that went."""
+        return msgspec.convert(self._do("joins"), Joins)
 
     def mark(self, staff: str, students: str, session: str, *, times: int) -> int:
         """Have a teacher mark the first student again and again; tell how often students heard `attendanceProgress`."""

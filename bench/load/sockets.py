@@ -6,6 +6,7 @@ What it hears goes to its `Ear`; what it sends was made before. Nothing here kno
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -13,20 +14,27 @@ from urllib.parse import urlsplit
 TEXT = 0x81
 CLOSE = 0x88
 PING = 0x89
+# The first two bytes of a packet: a message of Engine.IO, and of which kind to Socket.IO.
+MESSAGE, EVENT, ACKNOWLEDGEMENT = b"423"
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
 
 
 class Ear(Protocol):
-    """Hears what servers say to sockets."""
+    """Hears what servers say to sockets. A packet is handed over where it came: from `begin` to `end` of `data`."""
 
-    def acknowledged(self, packet: bytes) -> None:
-        """Take an acknowledgement: `43`, the number, and a list."""
+    @property
+    def acknowledged(self) -> "Take":
+        """Takes an acknowledgement: `43`, the number, and a list."""
 
-    def told(self, packet: bytes) -> None:
-        """Take an event: `42` and a list that begins with its name."""
+    @property
+    def told(self) -> "Take":
+        """Takes an event: `42` and a list that begins with its name."""
 
     def cut_off(self, socket: "Socket", why: str) -> None:
         """Hear that a socket that was open is not."""
+
+
+Take = Callable[[bytes, int, int], None]
 
 
 def masked(packet: str) -> bytes:
@@ -78,14 +86,14 @@ class Socket(asyncio.Protocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take whole frames, and keep the rest of one."""
+        """Take whole frames, and keep the rest of one. Everything that is measured comes through here: no calls, no copies."""
         if self._rest:
             data = self._rest + data
         at = 0
         if not self._upgraded and (at := self._upgrade(data)) == 0:
             self._rest = data
             return
-        size = len(data)
+        size, ear = len(data), self.ear
         while size - at >= 2:
             begin, length = at + 2, data[at + 1]
             if length == 126:
@@ -97,9 +105,16 @@ class Socket(asyncio.Protocol):
             end = begin + length
             if end > size or begin > size:
                 break
-            self._take(data[at], data[begin:end])
+            if length < 2 or data[at] != TEXT or data[begin] != MESSAGE:
+                self._take(data[at], data[begin:end])
+            elif (kind := data[begin + 1]) == EVENT:
+                ear.told(data, begin, end)
+            elif kind == ACKNOWLEDGEMENT:
+                ear.acknowledged(data, begin, end)
+            else:
+                self._take(TEXT, data[begin:end])
             at = end
-        self._rest = data[at:]
+        self._rest = data[at:] if at < size else b""
 
     def _upgrade(self, data: bytes) -> int:
         """Read the answer to the handshake; return its length, 0 while it is not all there."""
@@ -113,6 +128,7 @@ class Socket(asyncio.Protocol):
         return len(head) + 4
 
     def _take(self, kind: int, packet: bytes) -> None:
+        """Take what comes seldom: what opens, keeps and closes a connection."""
         if kind != TEXT:
             if kind == CLOSE:
                 self.transport.close()
@@ -120,10 +136,6 @@ class Socket(asyncio.Protocol):
                 raise ConnectionError(f"a frame begins with {kind:#x}")
             return
         match packet[:2]:
-            case b"43":
-                self.ear.acknowledged(packet)
-            case b"42":
-                self.ear.told(packet)
             case b"2":
                 self.transport.write(PONG)
             case b"40":

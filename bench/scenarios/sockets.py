@@ -30,7 +30,8 @@ def fanout(run: Run) -> Iterator[Row]:
             load.come_in(f"staff of {system.name}", system.urls, ["t0"], "teacher")
             load.start(f"staff of {system.name}", [lecture])
             load.come_in(f"students of {system.name}", system.urls, students(sizes.room), "student")
-            load.join(f"students of {system.name}", None, [lecture], in_flight=100)
+            load.prepare(f"students of {system.name}", None, [lecture])
+            load.join(in_flight=100)
         time.sleep(SETTLE_SECONDS)
         for _ in run.rounds():
             for system in systems:
