@@ -96,14 +96,13 @@ class Socket(asyncio.Protocol):
         size, ear = len(data), self.ear
         while size - at >= 2:
             begin, length = at + 2, data[at + 1]
-            if length == 126:
-                begin += 2
-                length = int.from_bytes(data[at + 2 : begin])
-            elif length == 127:
-                begin += 8
-                length = int.from_bytes(data[at + 2 : begin])
+            if length >= 126:
+                begin += 2 if length == 126 else 8
+                if begin > size:
+                    break
+                length = data[at + 2] << 8 | data[at + 3] if length == 126 else int.from_bytes(data[at + 2 : begin])
             end = begin + length
-            if end > size or begin > size:
+            if end > size:
                 break
             if length < 2 or data[at] != TEXT or data[begin] != MESSAGE:
                 self._take(data[at], data[begin:end])
