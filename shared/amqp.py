@@ -103,10 +103,13 @@ class AmqpBus:
         self._closed = False
 
     async def open(self) -> None:
-        """Connect for the first time; see `open_amqp`."""
+        """Connect for the first time, both ways at once; see `open_amqp`."""
         with reaching(self._url):
-            await self._outgoing.open()
-            await self._incoming.open()
+            both = self._outgoing.open(), self._incoming.open(declared_by_another=True)
+            # Both to their end, so that `close` finds what there is to close.
+            for outcome in await asyncio.gather(*both, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     @property
     def connected(self) -> bool:
@@ -200,6 +203,7 @@ class _Line:
         # Kept, because a channel that is collected calls nobody back when it is lost.
         self._channels: list[AbstractChannel] = []
         self._control: RawChannel | None = None
+        self._topology_awaited = False
         self._closed = False
         self.lose: Lose = lambda reason: None
 
@@ -207,7 +211,9 @@ class _Line:
     def up(self) -> bool:
         return self._link.up
 
-    async def open(self) -> None:
+    async def open(self, *, declared_by_another: bool = False) -> None:
+        """Connect; the first time without the topology, when another line that opens meanwhile sees to it."""
+        self._topology_awaited = declared_by_another
         await self._link.open()
 
     async def close(self) -> None:
@@ -229,7 +235,9 @@ class _Line:
         with _own_cancellations():
             await self._connection.connect(timeout=CONNECT_TIMEOUT_SECONDS)
             self._control = await self.channel()
-            await _declare(self._control)
+            if not self._topology_awaited:
+                await _declare(self._control)
+            self._topology_awaited = False
             await self._set_up()
 
     async def channel(self, *, confirms: bool = False) -> RawChannel:
