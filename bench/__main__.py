@@ -9,8 +9,9 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -18,13 +19,15 @@ from bench import page, plot, reach, results
 from bench.cast import Cast
 from bench.load.generator import Failed
 from bench.load.process import a_load_generator
-from bench.plan import SMALL, Run, Sizes
+from bench.plan import SMALL, Run, Sizes, shares
 from bench.rows import Row
 from bench.scenarios.table import SCENARIOS
 from bench.stage import a_stage
 from bench.theirs import Missing
 
 DOCS = Path(__file__).parents[1] / "docs"
+SECONDS = 560.0
+"""What all scenarios may take together: with the installing before and the stopping after, a run is to take ten minutes."""
 
 
 def arguments() -> argparse.Namespace:
@@ -60,37 +63,58 @@ def main() -> int:
         signal.signal(each, end)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    rows, failed = measured(asked)
+    found = Outcome()
+    try:
+        measure(asked, found)
+    except Exception as why:
+        # Of starting or stopping what is measured: what was found stays.
+        found.fail("the bench", why)
     whole = not (asked.only or asked.rounds or asked.in_flight or asked.small)
-    if (folder := asked.out or (DOCS if whole else None)) and rows:
-        write(folder, rows)
-    for why in failed:
-        print(f"FAILED: {why}")
-    return 1 if failed else 0
+    if (folder := asked.out or (DOCS if whole else None)) and found.rows:
+        write(folder, found.rows)
+    for line in found.failed:
+        print(f"FAILED: {line}")
+    return 1 if found.failed else 0
 
 
-def measured(asked: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Play the scenarios one after the other; return the rows of those that came to their end, and why others did not."""
-    began, rows, failed = time.monotonic(), list[Row](), list[str]()
+@dataclass
+class Outcome:
+    """The rows of the scenarios that came to their end, and why others did not."""
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def fail(self, what: str, why: Exception) -> None:
+        """Note a failure, and say where it was unless it speaks for itself."""
+        if not isinstance(why, (Failed, Missing)):
+            traceback.print_exception(why)
+        self.failed.append(f"{what}: {type(why).__name__}: {why}")
+        print(self.failed[-1], flush=True)
+
+
+def measure(asked: argparse.Namespace, found: Outcome) -> None:
+    """Play the scenarios one after the other; one that fails takes nothing from the others."""
+    began = time.monotonic()
     with a_stage() as stage, a_load_generator() as load, ExitStack() as stack:
         run = Run(stage, Cast(stage, stack), load, sizes(asked), asked.only)
-        for name in asked.scenarios:
-            mine = []
+        planned = {name: SCENARIOS[name].seconds for name in asked.scenarios}
+        for name, seconds in shares(planned, SECONDS - (time.monotonic() - began)):
+            begins, mine = time.monotonic(), list[Row]()
             try:
-                for row in SCENARIOS[name](run):
+                for row in SCENARIOS[name].play(run if asked.rounds else replace(run, seconds=seconds)):
                     mine.append(row)
                     print(f"{time.monotonic() - began:6.1f} s  {row.line()}", flush=True)
-            except (Failed, Missing) as why:
-                failed.append(f"{name}: {why}")
-                print(failed[-1], flush=True)
-            else:
-                rows += mine
-        print(f"{time.monotonic() - began:6.1f} s  all is measured", flush=True)
-    return rows, failed
+                found.rows += mine
+            except Exception as why:
+                found.fail(name, why)
+                run.cast.rest()
+            took = time.monotonic() - begins
+            print(f"{time.monotonic() - began:6.1f} s  {name} took {took:.1f} s, of {seconds:.1f} s", flush=True)
 
 
 def write(folder: Path, rows: list[Row]) -> None:
     """Put the rows with those of other scenarios, and make page and picture of all."""
+    folder.mkdir(parents=True, exist_ok=True)
     raw = folder / "performance.json"
     found = results.merged(results.read(raw), rows, SCENARIOS)
     results.write(raw, found)

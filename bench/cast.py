@@ -25,6 +25,11 @@ class Cast:
             ours.scale(module, count)
         return ours
 
+    def rest(self) -> None:
+        """Stop Rollcall: after a failure nobody knows in what state it is. Who asks for it next gets new processes."""
+        if "_ours" in vars(self):
+            self._ours.stop()
+
     @cached_property
     def _ours(self) -> Ours:
         return self._stack.enter_context(rollcall(self._stage))

@@ -1,7 +1,8 @@
 """How much a run does, on what: handed to every scenario."""
 
+import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from bench.cast import Cast
@@ -14,21 +15,27 @@ class Sizes:
     """How large everything is. A lecture is a session that all its students join."""
 
     rounds: int = 5
-    case_seconds: float = 40.0
-    """No round of a case begins that would end after this time, so that a run takes ten minutes on a slow machine too."""
-
     students: int = 500
-    lectures: int = 60
+    lectures: int = 40
     fewer_lectures: int = 20
     """Where a full round would take too long."""
+
+    fewest_lectures: int = 10
+    """Where few joins are in flight, and it would take longest."""
 
     burst: int = 1000
     quiet: int = 200
     room: int = 5000
     marks: int = 8
     crowd: int = 10_000
+    smaller_crowd: int = 4000
+    """When the other crowd has been measured, and this one differs in one thing."""
+
     width: tuple[int, ...] = (2, 4, 8)
     quiet_seconds: float = 2.0
+    settle_seconds: float = 1.0
+    """What processes have to do still when something has begun or ended is not counted: they are left alone so long."""
+
     filled: tuple[int, ...] = (100, 10_000, 1_000_000)
     """So many records are there already."""
 
@@ -40,13 +47,16 @@ SMALL = Sizes(
     students=20,
     lectures=3,
     fewer_lectures=2,
+    fewest_lectures=2,
     burst=20,
     quiet=10,
     room=50,
     marks=2,
     crowd=50,
+    smaller_crowd=50,
     width=(2, 3),
-    quiet_seconds=0.2,
+    quiet_seconds=0.1,
+    settle_seconds=0.1,
     filled=(100,),
     in_flight=(20,),
 )
@@ -64,16 +74,31 @@ class Run:
     only: Collection[str] = ()
     """The systems that are measured; all when empty."""
 
-    def rounds(self, *, share: float = 1.0) -> Iterator[int]:
-        """Count the rounds of a case, as many as fit in its time; `share` says how much more of it than others it has."""
-        began = time.monotonic()
+    seconds: float = math.inf
+    """What a scenario may take: it plays fewer rounds when all of them would take longer."""
+
+    def rounds(self) -> Iterator[int]:
+        """Count a scenario's rounds: as many as fit into its time, and one at least."""
+        began = last = time.monotonic()
         for number in range(self.sizes.rounds):
-            took = time.monotonic() - began
-            if number and took + took / number > share * self.sizes.case_seconds:
+            now = time.monotonic()
+            if number and (now - began) + (now - last) > self.seconds:
                 print(f"only {number} of {self.sizes.rounds} rounds: this machine is slow, or busy", flush=True)
                 return
+            last = now
             yield number
 
     def wants(self, system: str) -> bool:
         """Whether a system is measured."""
         return not self.only or system in self.only
+
+
+def shares(planned: Mapping[str, float], seconds: float) -> Iterator[tuple[str, float]]:
+    """Say of each scenario how long it may take, when its turn comes: its share of what is left of all the seconds.
+
+    `planned` says how long each takes where nothing is slow. Who needs less leaves it to those that follow.
+    """
+    began, to_come = time.monotonic(), sum(planned.values())
+    for name, mine in planned.items():
+        yield name, (seconds - (time.monotonic() - began)) * mine / to_come
+        to_come -= mine

@@ -17,17 +17,19 @@ FILL = """
 ALTER TABLE attendance.rolls SET (autovacuum_enabled = false);
 ALTER TABLE attendance.records SET (autovacuum_enabled = false);
 ALTER TABLE attendance.history SET (autovacuum_enabled = false);
-INSERT INTO attendance.rolls
+INSERT INTO attendance.rolls (session_id, course_id, session, status, seq, absent, present, late, excused,
+    opened_at, renewed_at, cause, session_version, started_version, ended_version, roster_version)
 SELECT 'past-' || n, 'course-past', '{}', 'closed', 2, 0, least({students}, {records}), 0, 0,
-       now() - interval '1 day', NULL, NULL, 'ended', 3, 2, 3, 1
+    now() - interval '1 day', now() - interval '1 day', 'ended', 3, 2, 3, 1
 FROM generate_series(1, ({records} + {students} - 1) / {students}) n;
-INSERT INTO attendance.records
+INSERT INTO attendance.records (session_id, student_id, student_name, status, source, seq, joined_at, joined_seq,
+    joined_status, enrolled)
 SELECT 'past-' || 1 + n / {students}, 's' || n % {students}, 'Student ' || n % {students}, 'present', 'self',
-       2 + n % {students}, NULL, NULL, NULL, now() - interval '1 day', 2 + n % {students}, 'present', true
+    2 + n % {students}, now() - interval '1 day', 2 + n % {students}, 'present', true
 FROM generate_series(0, {records} - 1) n;
-INSERT INTO attendance.history
+INSERT INTO attendance.history (session_id, seq, at, kind, student_id, before, after, source, actor, actor_name)
 SELECT 'past-' || 1 + n / {students}, 2 + n % {students}, now() - interval '1 day', 'joined', 's' || n % {students},
-       'absent', 'present', 'self', 's' || n % {students}, 'Student ' || n % {students}, NULL, NULL, NULL
+    'absent', 'present', 'self', 's' || n % {students}, 'Student ' || n % {students}
 FROM generate_series(0, {records} - 1) n;
 """
 
@@ -38,7 +40,7 @@ def growth(run: Run) -> Iterator[Row]:
     [*_, (case, most)] = databases.items()
     databases[f"{case}, analysed"] = analysed(run.stage, most)
     ours = run.cast.ours()
-    for _ in run.rounds(share=1.75):
+    for _ in run.rounds():
         for case, url in databases.items():
             ours.use("attendance_service", url)
             yield Row("growth", case, ours.name, play(run, ours, usual(run.sizes)))

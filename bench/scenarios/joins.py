@@ -4,25 +4,32 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.ours import Ours
-from bench.plan import Run
+from bench.plan import Run, Sizes
 from bench.round import Workload, in_turns, play, usual
 from bench.rows import Row
 from bench.system import System
 from bench.theirs import Echo, Monolith
 
+FEW_IN_FLIGHT = 100
+
 
 def joins(run: Run) -> Iterator[Row]:
-    """One gateway and one of each service, against P1; P3 shows where the library's ceiling is."""
-    for in_flight in run.sizes.in_flight:
-        most = in_flight == max(run.sizes.in_flight)
-        lectures = run.sizes.lectures if most else run.sizes.fewer_lectures
-        workload = Workload(students=run.sizes.students, lectures=lectures, in_flight=in_flight)
-        case = f"{in_flight:,} in flight"
-        for _ in run.rounds(share=2.0 if most else 1.0):
+    """One gateway and one of each service, against P1; P3 shows, with the most in flight, where the library's ceiling is."""
+    for _ in run.rounds():
+        for in_flight in run.sizes.in_flight:
+            case = f"{in_flight:,} in flight"
+            workload = Workload(students=run.sizes.students, lectures=lectures(run.sizes, in_flight), in_flight=in_flight)
             for system in rivals(run):
                 yield Row("joins", case, system.name, play(run, system, workload))
-            if run.wants(Echo.name):
+            if in_flight == max(run.sizes.in_flight) and run.wants(Echo.name):
                 yield Row("joins", case, Echo.name, play(run, run.cast.echo, workload, staffed=False))
+
+
+def lectures(sizes: Sizes, in_flight: int) -> int:
+    """How many lectures are joined in a round: the fewer joins are in flight, the longer each takes."""
+    if in_flight == max(sizes.in_flight):
+        return sizes.lectures
+    return sizes.fewest_lectures if in_flight < FEW_IN_FLIGHT else sizes.fewer_lectures
 
 
 def two(run: Run) -> Iterator[Row]:

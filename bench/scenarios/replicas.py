@@ -23,19 +23,32 @@ def services(run: Run) -> Iterator[Row]:
 
 
 def width(run: Run) -> Iterator[Row]:
-    """The same load on the same two gateways, with others beside them; and what Redis sends to one that hosts nobody."""
+    """The same load on the same two gateways, with others beside them; and what Redis sends to one that hosts nobody.
+
+    Every other round goes from many to few: that spares half of the starts, and nobody is always first.
+    """
     with Redis.from_url(run.stage.valkey.url) as redis:
-        for _ in run.rounds(share=1.75):
-            for gateways in run.sizes.width:
-                ours = run.cast.ours(gateways=gateways)
-                busy, idle = Fed(redis, ours.pids("gateway")[:BUSY]), Fed(redis, ours.pids("gateway")[BUSY:])
-                figures = play(run, ours, usual(run.sizes), urls=ours.urls[:BUSY])
-                figures |= busy.figures("busy gateway") | idle.figures("idle gateway")
-                yield Row("width", f"{gateways} gateways", ours.name, figures)
-            time.sleep(run.sizes.quiet_seconds)
-            idle = Fed(redis, ours.pids("gateway")[BUSY:])
-            time.sleep(run.sizes.quiet_seconds)
-            yield Row("width", "no load", ours.name, idle.figures("idle gateway"))
+        for number in run.rounds():
+            steps = [*run.sizes.width, None]
+            for gateways in steps if number % 2 == 0 else reversed(steps):
+                yield _without_load(run, redis) if gateways is None else _with_load(run, redis, gateways)
+
+
+def _with_load(run: Run, redis: "Redis", gateways: int) -> Row:
+    ours = run.cast.ours(gateways=gateways)
+    busy, idle = Fed(redis, ours.pids("gateway")[:BUSY]), Fed(redis, ours.pids("gateway")[BUSY:])
+    figures = play(run, ours, usual(run.sizes), urls=ours.urls[:BUSY])
+    figures |= busy.figures("busy gateway") | idle.figures("idle gateway")
+    return Row("width", f"{gateways} gateways", ours.name, figures)
+
+
+def _without_load(run: Run, redis: "Redis") -> Row:
+    """As many gateways as there ever are, after a pause."""
+    ours = run.cast.ours(gateways=max(run.sizes.width))
+    time.sleep(run.sizes.quiet_seconds)
+    idle = Fed(redis, ours.pids("gateway")[BUSY:])
+    time.sleep(run.sizes.quiet_seconds)
+    return Row("width", "no load", ours.name, idle.figures("idle gateway"))
 
 
 class Fed:

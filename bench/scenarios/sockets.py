@@ -15,8 +15,6 @@ from bench.theirs import Monolith, monolith
 SERVING = {Ours.name: "gateway", Monolith.name: "node"}
 """The kind of process that clients connect to."""
 
-SETTLE_SECONDS = 1.0
-
 
 def fanout(run: Run) -> Iterator[Row]:
     """One `attendanceProgress` after the other to a room of many: CPU time for each recipient."""
@@ -32,7 +30,7 @@ def fanout(run: Run) -> Iterator[Row]:
             load.come_in(f"students of {system.name}", system.urls, students(sizes.room), "student")
             load.prepare(f"students of {system.name}", None, [lecture])
             load.join(in_flight=100)
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(sizes.settle_seconds)
         for _ in run.rounds():
             for system in systems:
                 yield Row("fanout", f"a room of {sizes.room:,}", system.name, told(run, system, lectures[system.name]))
@@ -47,30 +45,30 @@ def told(run: Run, system: System, lecture: str) -> dict[str, float]:
 
 def memory(run: Run) -> Iterator[Row]:
     """Many websockets that do nothing, to a fresh process: memory for each, and CPU time for each connect."""
-    for deflate in (False, True):
+    for deflate, count in ((False, run.sizes.crowd), (True, run.sizes.smaller_crowd)):
         case = "permessage-deflate offered" if deflate else "plain"
         if run.wants(Ours.name):
             ours = run.cast.ours()
             ours.renew("gateway")
-            yield Row("memory", case, ours.name, crowded(run, ours, deflate=deflate))
+            yield Row("memory", case, ours.name, crowded(run, ours, count, deflate=deflate))
         if run.wants(Monolith.name):
             with monolith(run.stage) as fresh:
-                yield Row("memory", case, fresh.name, crowded(run, fresh, deflate=deflate))
+                yield Row("memory", case, fresh.name, crowded(run, fresh, count, deflate=deflate))
 
 
-def crowded(run: Run, system: System, *, deflate: bool) -> dict[str, float]:
+def crowded(run: Run, system: System, count: int, *, deflate: bool) -> dict[str, float]:
     """Let a crowd in, and see what it takes."""
     [pid] = system.groups()[SERVING[system.name]]()
-    count, load = run.sizes.crowd, run.load
+    load = run.load
     # What is loaded when the first comes is not what each costs.
     load.come_in("first", system.urls, students(10), "student", deflate=deflate)
     load.leave("first")
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(run.sizes.settle_seconds)
     before, meter = resident_bytes(pid), Meter(system.groups())
     try:
         seconds = load.come_in("crowd", system.urls, students(count), "student", deflate=deflate)
         used = meter.used()[SERVING[system.name]]
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(run.sizes.settle_seconds)
         grown = resident_bytes(pid) - before
     finally:
         load.leave("crowd")
@@ -86,11 +84,17 @@ def idle(run: Run) -> Iterator[Row]:
     """A process of each kind that does nothing: its memory, and how long it takes to be ready."""
     ours = run.cast.ours()
     for _ in run.rounds():
-        for module in MODULES:
-            ours.scale(module, 0)
-            began = time.monotonic()
-            ours.scale(module, 1)
-            figures = {"start-up s": time.monotonic() - began}
-            time.sleep(SETTLE_SECONDS)
+        seconds = {module: started(ours, module) for module in MODULES}
+        time.sleep(run.sizes.settle_seconds)
+        for module, start in seconds.items():
             [pid] = ours.pids(module)
-            yield Row("idle", module.replace("_", "-"), ours.name, {**figures, "MB idle": resident_bytes(pid) / 1e6})
+            figures = {"start-up s": start, "MB idle": resident_bytes(pid) / 1e6}
+            yield Row("idle", module.replace("_", "-"), ours.name, figures)
+
+
+def started(ours: Ours, module: str) -> float:
+    """Start a process of a kind afresh; tell how many seconds it takes until its health says that it is ready."""
+    ours.scale(module, 0)
+    began = time.monotonic()
+    ours.scale(module, 1)
+    return time.monotonic() - began

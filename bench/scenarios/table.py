@@ -1,7 +1,7 @@
 """Every scenario by its name, in the order in which they run."""
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from bench.plan import Run
 from bench.rows import Row
@@ -10,7 +10,27 @@ from bench.scenarios.joins import burst, joins, quiet, spread, two
 from bench.scenarios.replicas import services, width
 from bench.scenarios.sockets import fanout, idle, memory
 
-SCENARIOS: Final[dict[str, Callable[[Run], Iterator[Row]]]] = {
-    scenario.__name__: scenario
-    for scenario in (joins, two, burst, quiet, spread, width, services, fanout, memory, idle, growth)
+
+class Scenario(NamedTuple):
+    """What is played, and how many seconds all of its rounds take on two cores that do nothing else."""
+
+    play: Callable[[Run], Iterator[Row]]
+    seconds: float
+
+
+SCENARIOS: Final = {
+    scenario.play.__name__: scenario
+    for scenario in (
+        Scenario(joins, 125),
+        Scenario(two, 25),
+        Scenario(burst, 25),
+        Scenario(quiet, 15),
+        Scenario(spread, 25),
+        Scenario(width, 55),
+        Scenario(services, 30),
+        Scenario(fanout, 35),
+        Scenario(memory, 35),
+        Scenario(idle, 15),
+        Scenario(growth, 90),
+    )
 }
