@@ -19,7 +19,7 @@ from bench import page, plot, reach, results
 from bench.cast import Cast
 from bench.load.generator import Failed
 from bench.load.process import a_load_generator
-from bench.plan import SMALL, Run, Sizes, shares
+from bench.plan import SMALL, Run, Sizes, allowances
 from bench.rows import Row
 from bench.scenarios.table import SCENARIOS
 from bench.stage import a_stage
@@ -98,7 +98,7 @@ def measure(asked: argparse.Namespace, found: Outcome) -> None:
     with a_stage() as stage, a_load_generator() as load, ExitStack() as stack:
         run = Run(stage, Cast(stage, stack), load, sizes(asked), asked.only)
         planned = {name: SCENARIOS[name].seconds for name in asked.scenarios}
-        for name, seconds in shares(planned, SECONDS - (time.monotonic() - began)):
+        for name, seconds in allowances(planned, SECONDS - (time.monotonic() - began)):
             begins, mine = time.monotonic(), list[Row]()
             try:
                 for row in SCENARIOS[name].play(run if asked.rounds else replace(run, seconds=seconds)):
@@ -109,7 +109,9 @@ def measure(asked: argparse.Namespace, found: Outcome) -> None:
                 found.fail(name, why)
                 run.cast.rest()
             took = time.monotonic() - begins
-            print(f"{time.monotonic() - began:6.1f} s  {name} took {took:.1f} s, of {seconds:.1f} s", flush=True)
+            print(
+                f"{time.monotonic() - began:6.1f} s  {name} took {took:.1f} s, and might have taken {seconds:.1f} s", flush=True
+            )
 
 
 def write(folder: Path, rows: list[Row]) -> None:

@@ -20,10 +20,8 @@ class Cast:
 
     def ours(self, *, gateways: int = 1, attendance: int = 1) -> Ours:
         """Rollcall with so many gateways and attendance-services, and one session-service."""
-        ours = self._ours
-        for module, count in zip(MODULES, (1, attendance, gateways), strict=True):
-            ours.scale(module, count)
-        return ours
+        self._ours.scale(dict(zip(MODULES, (1, attendance, gateways), strict=True)))
+        return self._ours
 
     def rest(self) -> None:
         """Stop Rollcall: after a failure nobody knows in what state it is. Who asks for it next gets new processes."""

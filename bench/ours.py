@@ -2,9 +2,8 @@
 
 import asyncio
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -12,7 +11,7 @@ from functools import partial
 import aiohttp
 
 from bench.meter import Pids
-from bench.stage import Stage
+from bench.stage import MIGRATED, Stage
 from bench.system import STUDENT, TEACHER
 from rollcall import leash
 from rollcall.launcher import leashed
@@ -43,23 +42,30 @@ class Ours:
         self._courses: set[str] = set()
         self._campus = "campus"
 
-    def scale(self, module: str, count: int) -> None:
-        """Have so many processes of a kind: stop the youngest, or start more and wait until they are ready."""
-        running = self._running[module]
-        while len(running) > count:
-            running.pop().stop()
-        added = [process_of(self._rig, module, unique(module), self._stage.folder) for _ in range(count - len(running))]
+    def scale(self, counts: Mapping[str, int]) -> None:
+        """Have so many processes of these kinds: stop the youngest, start more all at once, and wait until they are ready."""
+        added, gone = list[Process](), list[Process]()
+        for module, count in counts.items():
+            running = self._running[module]
+            gone += running[count:]
+            del running[count:]
+            added += [self._added(module) for _ in range(count - len(running))]
+        stop(gone)
         for process in added:
-            process.command = leashed([sys.executable, "-m", module], leash.SAME_USER, signal.SIGTERM)
             process.start()
-            running.append(process)
         for process in added:
             process.wait_ready()
 
+    def _added(self, module: str) -> Process:
+        process = process_of(self._rig, module, unique(module), self._stage.folder)
+        process.command = leashed([sys.executable, "-m", module], leash.SAME_USER, signal.SIGTERM)
+        self._running[module].append(process)
+        return process
+
     def renew(self, module: str) -> None:
         """Start one process of a kind afresh, in place of those that run."""
-        self.scale(module, 0)
-        self.scale(module, 1)
+        self.scale({module: 0})
+        self.scale({module: 1})
 
     def use(self, module: str, database_url: str) -> None:
         """Have one process of a service work on another database. Courses are made anew for it: it does not know the others."""
@@ -68,9 +74,8 @@ class Ours:
         self.renew(module)
 
     def stop(self) -> None:
-        """Stop everything: who serves clients first."""
-        for module in reversed(MODULES):
-            self.scale(module, 0)
+        """Stop everything."""
+        self.scale(dict.fromkeys(MODULES, 0))
 
     @property
     def urls(self) -> list[str]:
@@ -120,22 +125,21 @@ class Ours:
         return await ask("POST", "/sessions", session)
 
 
+def stop(processes: Sequence[Process]) -> None:
+    """Stop processes, all at once."""
+    for process in processes:
+        if process.popen is not None:
+            process.popen.terminate()
+    for process in processes:
+        process.stop()
+
+
 @contextmanager
 def rollcall(stage: Stage) -> Iterator[Ours]:
     """Run Rollcall, one process of each kind, on a database of its own."""
-    url = stage.database(unique("rollcall"))
-    migrate(url)
-    ours = Ours(stage, url)
+    ours = Ours(stage, stage.database(unique("rollcall"), template=MIGRATED))
     try:
-        for module in MODULES:
-            ours.scale(module, 1)
+        ours.scale(dict.fromkeys(MODULES, 1))
         yield ours
     finally:
         ours.stop()
-
-
-def migrate(url: str) -> None:
-    """Bring a database to the newest schema."""
-    subprocess.run(
-        [sys.executable, "-m", "rollcall", "migrate"], env={"ROLLCALL_DATABASE_URL": url}, check=True, stdout=subprocess.DEVNULL
-    )

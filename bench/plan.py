@@ -24,12 +24,13 @@ class Sizes:
     """Where few joins are in flight, and it would take longest."""
 
     burst: int = 1000
+    burst_seconds: float = 1.0
     quiet: int = 200
     room: int = 5000
     marks: int = 8
     crowd: int = 10_000
     smaller_crowd: int = 4000
-    """When the other crowd has been measured, and this one differs in one thing."""
+    """When the other crowd has been measured, and this one differs in one thing; 0 leaves it out."""
 
     width: tuple[int, ...] = (2, 4, 8)
     quiet_seconds: float = 2.0
@@ -49,11 +50,12 @@ SMALL = Sizes(
     fewer_lectures=2,
     fewest_lectures=2,
     burst=20,
+    burst_seconds=0.2,
     quiet=10,
     room=50,
     marks=2,
     crowd=50,
-    smaller_crowd=50,
+    smaller_crowd=0,
     width=(2, 3),
     quiet_seconds=0.1,
     settle_seconds=0.1,
@@ -93,12 +95,12 @@ class Run:
         return not self.only or system in self.only
 
 
-def shares(planned: Mapping[str, float], seconds: float) -> Iterator[tuple[str, float]]:
-    """Say of each scenario how long it may take, when its turn comes: its share of what is left of all the seconds.
+def allowances(planned: Mapping[str, float], seconds: float) -> Iterator[tuple[str, float]]:
+    """Say of each scenario how long it may take, when its turn comes: until those to come have just what they need left.
 
-    `planned` says how long each takes where nothing is slow. Who needs less leaves it to those that follow.
+    `planned` says how long each takes where nothing is slow, `seconds` how long all may take together.
     """
     began, to_come = time.monotonic(), sum(planned.values())
     for name, mine in planned.items():
-        yield name, (seconds - (time.monotonic() - began)) * mine / to_come
         to_come -= mine
+        yield name, seconds - (time.monotonic() - began) - to_come

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Iterator
 
-from bench.ours import migrate
 from bench.plan import Run
 from bench.round import play, usual
 from bench.rows import Row
-from bench.stage import Stage, execute
+from bench.stage import MIGRATED, Stage, execute
 from tests.system.rig import unique
 
 STUDENTS = 500
@@ -48,8 +47,7 @@ def growth(run: Run) -> Iterator[Row]:
 
 def filled(stage: Stage, records: int) -> str:
     """Make a database with so many records of the past; return its URL."""
-    url = stage.database(unique("growth"))
-    migrate(url)
+    url = stage.database(unique("growth"), template=MIGRATED)
     statement = FILL.replace("{students}", str(STUDENTS)).replace("{records}", str(records))
     asyncio.run(execute(url, statement))
     return url

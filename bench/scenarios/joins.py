@@ -47,8 +47,9 @@ def spread(run: Run) -> Iterator[Row]:
 
 def burst(run: Run) -> Iterator[Row]:
     """One lecture, whose students all join within one second."""
-    workload = Workload(students=run.sizes.burst, lectures=1, within_seconds=1.0)
-    yield from in_turns(run, "burst", f"{run.sizes.burst:,} within 1 s", rivals(run), workload)
+    seconds = run.sizes.burst_seconds
+    workload = Workload(students=run.sizes.burst, lectures=1, within_seconds=seconds)
+    yield from in_turns(run, "burst", f"{run.sizes.burst:,} within {seconds:g} s", rivals(run), workload)
 
 
 def quiet(run: Run) -> Iterator[Row]:

@@ -47,6 +47,8 @@ def memory(run: Run) -> Iterator[Row]:
     """Many websockets that do nothing, to a fresh process: memory for each, and CPU time for each connect."""
     for deflate, count in ((False, run.sizes.crowd), (True, run.sizes.smaller_crowd)):
         case = "permessage-deflate offered" if deflate else "plain"
+        if not count:
+            continue
         if run.wants(Ours.name):
             ours = run.cast.ours()
             ours.renew("gateway")
@@ -94,7 +96,7 @@ def idle(run: Run) -> Iterator[Row]:
 
 def started(ours: Ours, module: str) -> float:
     """Start a process of a kind afresh; tell how many seconds it takes until its health says that it is ready."""
-    ours.scale(module, 0)
+    ours.scale({module: 0})
     began = time.monotonic()
-    ours.scale(module, 1)
+    ours.scale({module: 1})
     return time.monotonic() - began

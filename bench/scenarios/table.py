@@ -21,16 +21,16 @@ class Scenario(NamedTuple):
 SCENARIOS: Final = {
     scenario.play.__name__: scenario
     for scenario in (
-        Scenario(joins, 125),
-        Scenario(two, 25),
+        Scenario(joins, 115),
+        Scenario(two, 35),
         Scenario(burst, 25),
-        Scenario(quiet, 15),
-        Scenario(spread, 25),
-        Scenario(width, 55),
-        Scenario(services, 30),
-        Scenario(fanout, 35),
+        Scenario(quiet, 12),
+        Scenario(spread, 28),
+        Scenario(width, 70),
+        Scenario(services, 25),
+        Scenario(fanout, 37),
         Scenario(memory, 35),
-        Scenario(idle, 15),
-        Scenario(growth, 90),
+        Scenario(idle, 17),
+        Scenario(growth, 85),
     )
 }
