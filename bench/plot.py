@@ -6,16 +6,19 @@ from itertools import groupby
 from statistics import median
 from typing import NamedTuple
 
+from bench.page import TABLES
 from bench.results import Results
 
 SCENARIOS = ("joins", "two", "spread", "width", "services", "growth")
 COLOURS = {"rollcall": "#2563a8", "monolith": "#c26a2d", "python-socketio": "#8a8f98"}
-WIDTH, LEFT, RIGHT, ROW, GAP = 860, 230, 90, 16, 12
+SAYS = "Durable joins per second: a bar is the median, a dot a round"
+WIDTH, LEFT, RIGHT, ROW, GAP, HEAD, TITLE, KEY = 860, 215, 90, 16, 8, 66, 26, 150
 
 
 class Bar(NamedTuple):
     """One case of one system."""
 
+    scenario: str
     case: str
     system: str
     rounds: list[float]
@@ -30,29 +33,33 @@ def bars(results: Results) -> Iterator[Bar]:
         for case in found.cases():
             for system in found.systems():
                 if rounds := found.rounds(case, system, "joins/s"):
-                    yield Bar(case, system, rounds)
+                    yield Bar(scenario, case, system, rounds)
 
 
 def drawn(results: Results) -> str:
     """Draw it; the picture scales with the largest round."""
-    groups = [list(group) for _, group in groupby(bars(results), key=lambda bar: bar.case)]
-    most = max((max(bar.rounds) for group in groups for bar in group), default=1.0)
-    top, parts = 40, list[str]()
-    for group in groups:
-        parts.append(
-            f'<text x="{LEFT - 8}" y="{top + ROW * len(group) / 2 + 4}" text-anchor="end">{escape(group[0].case)}</text>'
-        )
-        for bar in group:
-            parts.append(one(bar, top, (WIDTH - LEFT - RIGHT) / most))
-            top += ROW
+    chosen = list(bars(results))
+    scale = (WIDTH - LEFT - RIGHT) / max((max(bar.rounds) for bar in chosen), default=1.0)
+    top, parts = HEAD, list[str]()
+    for scenario, mine in groupby(chosen, key=lambda bar: bar.scenario):
+        parts.append(f'<text x="10" y="{top + 12}" font-weight="bold">{escape(TABLES[scenario].title)}</text>')
+        top += TITLE
+        for case, group in groupby(mine, key=lambda bar: bar.case):
+            together = list(group)
+            middle = top + ROW * len(together) / 2 + 4
+            parts.append(f'<text x="{LEFT - 8}" y="{middle}" text-anchor="end">{escape(case)}</text>')
+            for bar in together:
+                parts.append(one(bar, top, scale))
+                top += ROW
+            top += GAP
         top += GAP
     keys = "".join(
-        f'<rect x="{LEFT + 150 * n}" y="10" width="12" height="12" fill="{colour}"/>'
-        f'<text x="{LEFT + 150 * n + 18}" y="20">{system}</text>'
+        f'<rect x="{LEFT + KEY * n}" y="34" width="12" height="12" fill="{colour}"/>'
+        f'<text x="{LEFT + KEY * n + 18}" y="44">{system}</text>'
         for n, (system, colour) in enumerate(COLOURS.items())
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" font-family="sans-serif" font-size="12">'
-    paper = f'<title>Durable joins per second</title><rect width="{WIDTH}" height="{top}" fill="white"/>'
+    paper = f'<title>{SAYS}</title><rect width="{WIDTH}" height="{top}" fill="white"/><text x="10" y="20">{SAYS}</text>'
     return "\n".join([head, paper, keys, *parts, "</svg>", ""])
 
 
@@ -60,7 +67,7 @@ def one(bar: Bar, top: float, scale: float) -> str:
     """Draw a bar, its rounds and its figure."""
     middle, colour = median(bar.rounds), COLOURS[bar.system]
     dots = "".join(
-        f'<circle cx="{LEFT + scale * each:.1f}" cy="{top + ROW / 2:.1f}" r="2" fill="#222" fill-opacity="0.55"/>'
+        f'<circle cx="{LEFT + scale * each:.1f}" cy="{top + ROW / 2:.1f}" r="2.5" fill="#222" stroke="white"/>'
         for each in bar.rounds
     )
     end = LEFT + scale * max(bar.rounds) + 8
