@@ -11,6 +11,7 @@ from bench.system import System
 from bench.theirs import Echo, Monolith
 
 FEW_IN_FLIGHT = 100
+"""Below that a join takes so much longer that a round has the fewest lectures."""
 
 
 def joins(run: Run) -> Iterator[Row]:
