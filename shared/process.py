@@ -99,8 +99,6 @@ def _collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_AFTER)
-    # A process that started in haste has it off (start.py).
-    gc.enable()
 
 
 @asynccontextmanager

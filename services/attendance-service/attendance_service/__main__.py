@@ -1,10 +1,5 @@
 """attendance-service as a process: `python -m attendance_service`. The only place where its parts meet."""
 
-if __name__ == "__main__":
-    from shared.start import hasten
-
-    hasten()
-
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
