@@ -80,15 +80,8 @@ class Outbox:
         self._going_live: set[asyncio.Task[None]] = set()
         self._age_seconds = AGE.labels(schema)
         self._unheard: deque[OutboxRow] = deque(maxlen=_UNHEARD_ROWS)
-        # Takes the published rows away and adds the new ones, in one round trip.
-        self._add = text(
-            f"""WITH gone AS (DELETE FROM {schema}.outbox WHERE id = ANY(CAST(:gone AS uuid[])))
-            INSERT INTO {schema}.outbox (id, event_id, type, channels, body, reply_queue, correlation_id)
-            SELECT id, event_id, type, string_to_array(channels, ' '), body, reply_queue, correlation_id
-            FROM unnest(CAST(:ids AS uuid[]), CAST(:event_ids AS text[]), CAST(:types AS text[]),
-                CAST(:channels AS text[]), CAST(:bodies AS bytea[]), CAST(:queues AS text[]), CAST(:numbers AS text[]))
-            AS new (id, event_id, type, channels, body, reply_queue, correlation_id)"""
-        )
+        self._schema = schema
+        self._add = text(f"WITH {self.taking()} {self.adding()}")
         self._delete = text(f"DELETE FROM {schema}.outbox WHERE id = ANY(CAST(:gone AS uuid[]))")
         self._age = text(f"SELECT extract(epoch FROM clock_timestamp() - min(created_at)) FROM {schema}.outbox")
         # What nobody published within a second; rows another replica is sweeping are passed over.
@@ -98,23 +91,38 @@ class Outbox:
             ORDER BY created_at LIMIT {_SWEEP_ROWS} FOR UPDATE SKIP LOCKED"""
         )
 
+    def taking(self) -> str:
+        """Write the clause (a common table expression) that takes the published rows away."""
+        return f"gone AS (DELETE FROM {self._schema}.outbox WHERE id = ANY(CAST(:gone AS uuid[])))"
+
+    def adding(self, condition: str = "") -> str:
+        """Write the statement that adds new rows; both in one spare a round trip."""
+        return f"""INSERT INTO {self._schema}.outbox (id, event_id, type, channels, body, reply_queue, correlation_id)
+            SELECT id, event_id, type, string_to_array(channels, ' '), body, reply_queue, correlation_id
+            FROM unnest(CAST(:outbox AS uuid[]), CAST(:event_ids AS text[]), CAST(:types AS text[]),
+                CAST(:channels AS text[]), CAST(:bodies AS bytea[]), CAST(:queues AS text[]), CAST(:numbers AS text[]))
+            AS new (id, event_id, type, channels, body, reply_queue, correlation_id) {condition}"""
+
+    def leaving(self, rows: Sequence[OutboxRow]) -> dict[str, Any]:
+        """Say the parameters of `taking` and `adding`, for one transaction that may fail.
+
+        Should it, the published rows stay and the sweep sends them once more, under the same event id.
+        """
+        gone, self._published = self._published, []
+        return {
+            "gone": gone,
+            "outbox": [row.id for row in rows],
+            "event_ids": [row.event.id for row in rows],
+            "types": [row.event.type for row in rows],
+            "channels": [" ".join(row.channels) for row in rows],
+            "bodies": [row.event.body for row in rows],
+            "queues": [row.event.reply_to and row.event.reply_to.queue for row in rows],
+            "numbers": [row.event.reply_to and row.event.reply_to.correlation_id for row in rows],
+        }
+
     async def add(self, connection: AsyncConnection, rows: Sequence[OutboxRow]) -> None:
         """Write rows in the caller's transaction; they leave with `publish` once it has committed."""
-        # Should this transaction fail, these rows stay and the sweep sends them once more, under the same event id.
-        gone, self._published = self._published, []
-        await connection.execute(
-            self._add,
-            {
-                "gone": gone,
-                "ids": [row.id for row in rows],
-                "event_ids": [row.event.id for row in rows],
-                "types": [row.event.type for row in rows],
-                "channels": [" ".join(row.channels) for row in rows],
-                "bodies": [row.event.body for row in rows],
-                "queues": [row.event.reply_to and row.event.reply_to.queue for row in rows],
-                "numbers": [row.event.reply_to and row.event.reply_to.correlation_id for row in rows],
-            },
-        )
+        await connection.execute(self._add, self.leaving(rows))
 
     async def publish(self, rows: Sequence[OutboxRow]) -> None:
         """Send what was committed; never raises. What the broker did not take is left to the sweep."""

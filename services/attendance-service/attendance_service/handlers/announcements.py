@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from attendance_service import events
-from attendance_service.store import Unit
+from attendance_service.store import Draft, Unit
 from shared.live import Names
 from shared.messages import Event, RollChanged, RollClosed, RollOpened, RollSubmitted, decode_event
 from shared.outbox import OutboxRow, outgoing
@@ -19,13 +19,13 @@ class Announcements:
 
     names: Names
 
-    def tell(self, unit: Unit, *, bulk: bool = False) -> None:
-        """Have all that was decided in a unit told: the turns of a roll to its course as well, and kept as they are told."""
-        for event in events.told(unit.steps, bulk=bulk):
+    def tell(self, draft: Draft, *, bulk: bool = False) -> None:
+        """Have all that was decided in a draft told: the turns of a roll to its course as well, and kept as they are told."""
+        for event in events.told(draft.steps, bulk=bulk):
             row = self._row(event)
-            unit.events.append(row)
+            draft.events.append(row)
             if not isinstance(event.data, RollChanged):
-                unit.keep(event.data.session_id, event.sequence, row.event.body)
+                draft.keep(event.data.session_id, event.sequence, row.event.body)
 
     async def tell_again(self, unit: Unit, session_ids: Collection[str]) -> None:
         """Have these rolls say once more whether they are open, and how far they have heard of their sessions.

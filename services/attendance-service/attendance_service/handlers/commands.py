@@ -10,7 +10,7 @@ from msgspec import Struct
 from attendance_service import events, rules
 from attendance_service.handlers.announcements import Announcements, last_submission
 from attendance_service.rules import Record, Roll, Step
-from attendance_service.store import RollStore, Unit
+from attendance_service.store import Draft, RollStore, Unit
 from shared.clock import Clock, rfc3339
 from shared.errors import NO_ROLL, Refused
 from shared.messages import (
@@ -44,12 +44,15 @@ class Commands:
 
     async def join_roll(self, commands: Sequence[JoinRoll]) -> Outcome:
         """Check students in; a repeat is answered as the first was."""
-        outcome = Outcome()
-        async with self.rolls.locked((command.session_id, command.actor.id) for command in commands) as unit:
-            _answer_each(outcome, commands, lambda command: _join(unit, command))
-            self.announcements.tell(unit)
-        outcome.events = unit.events
-        return outcome
+
+        def join(draft: Draft) -> Outcome:
+            outcome = Outcome()
+            _answer_each(outcome, commands, lambda command: _join(draft, command))
+            self.announcements.tell(draft)
+            outcome.events = draft.events
+            return outcome
+
+        return await self.rolls.decide({(command.session_id, command.actor.id) for command in commands}, join)
 
     async def mark_record(self, commands: Sequence[MarkRecord]) -> Outcome:
         """Set records, in the order asked; each command is refused alone, and done once."""
@@ -144,15 +147,15 @@ def _once(unit: Unit, command: C, kind: type[A], at: datetime, do: Callable[[Uni
     return answer
 
 
-def _join(unit: Unit, command: JoinRoll) -> RollJoined:
-    roll = unit.rolls.get(command.session_id)
+def _join(draft: Draft, command: JoinRoll) -> RollJoined:
+    roll = draft.rolls.get(command.session_id)
     if roll is None:
         raise Refused(NO_ROLL)
-    record = unit.records.get((command.session_id, command.actor.id))
+    record = draft.records.get((command.session_id, command.actor.id))
     joined = rules.join(roll, record, command.actor, command.received_at, command.command_id)
     if isinstance(joined, Step):
-        unit.take(joined)
-    record = unit.records[command.session_id, command.actor.id]
+        draft.take(joined)
+    record = draft.records[command.session_id, command.actor.id]
     if record.joined_at is None or record.joined_status is None or record.joined_seq is None:
         raise ValueError(f"a join without its trace: {record}")
     return RollJoined(
@@ -160,7 +163,7 @@ def _join(unit: Unit, command: JoinRoll) -> RollJoined:
         status=record.joined_status,
         joined_at=rfc3339(record.joined_at),
         seq=record.joined_seq,
-        roll_seq=unit.rolls[command.session_id].seq,
+        roll_seq=draft.rolls[command.session_id].seq,
         course_id=roll.session.course_id,
         enrolled=record.enrolled,
     )

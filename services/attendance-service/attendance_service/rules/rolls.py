@@ -47,7 +47,7 @@ class Roll(Struct, frozen=True, kw_only=True):
         return max(self.started_version, self.ended_version)
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Record(Struct, frozen=True):
     """One student's row. `joined_*` is the first join, its number and what it was answered; a later mark leaves them.
 
     Who has left the course keeps the record, no longer `enrolled`; that is no change of the roll.
@@ -56,9 +56,9 @@ class Record(Struct, frozen=True, kw_only=True):
     session_id: str
     student_id: str
     student_name: str
+    seq: int
     status: Status = "absent"
     source: Source = "system"
-    seq: int
     remarks: str | None = None
     marked_by: str | None = None
     marked_at: datetime | None = None

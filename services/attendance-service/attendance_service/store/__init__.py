@@ -1,21 +1,30 @@
 """All SQL of attendance-service: rolls, records, history. The store owns the transaction, the rules own the decision.
 
 A unit of work locks the rolls it is about, loads only the records touched, collects the steps that the rules decide, and
-writes them in array statements: the number of round trips does not grow with the batch. A snapshot reads and locks nothing.
+writes them in array statements: the number of round trips does not grow with the batch. An attempt does as much in two round
+trips, where nobody else is at the same rolls. A snapshot reads and locks nothing.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from attendance_service.store.attempts import Attempts
+from attendance_service.store.drafts import Draft
 from attendance_service.store.snapshots import Line, Snapshot
 from attendance_service.store.units import Unit
-from shared.database import transaction
+from shared.database import driver, transaction
 from shared.outbox import Outbox
 
-__all__ = ["Line", "RollStore", "Snapshot", "Unit"]
+__all__ = ["Draft", "Line", "RollStore", "Snapshot", "Unit"]
+
+T = TypeVar("T")
+
+LOCKED_BATCHES = 16
+"""How many batches lock their rolls at once after an attempt was in vain: two replicas at one roll would only waste work."""
 
 
 class RollStore:
@@ -24,6 +33,26 @@ class RollStore:
     def __init__(self, engine: AsyncEngine, outbox: Outbox) -> None:
         self._engine = engine
         self._outbox = outbox
+        self._attempts = Attempts(outbox)
+        self._locking = 0
+
+    async def decide(self, keys: Collection[tuple[str, str]], decide: Callable[[Draft], T]) -> T:
+        """Have records decided upon, named by (session id, student id), and commit the steps taken, with their events.
+
+        `decide` only changes records, and may be called twice: first on what was read without a lock, and if that is not as
+        it was when it comes to writing, again under the rolls' locks. Raises as `locked` does.
+        """
+        if self._locking:
+            self._locking -= 1
+        else:
+            async with driver(self._engine) as connection:
+                attempt = await self._attempts.read(connection, keys)
+                decided = decide(attempt)
+                if await self._attempts.write(connection, attempt):
+                    return decided
+            self._locking = LOCKED_BATCHES
+        async with self.locked(keys) as unit:
+            return decide(unit)
 
     @asynccontextmanager
     async def locked(self, keys: Iterable[tuple[str, str | None]]) -> AsyncIterator[Unit]:

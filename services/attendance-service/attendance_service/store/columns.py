@@ -66,6 +66,13 @@ ENTRY = {
 
 RECORD_ROW, ENTRY_ROW = attrgetter(*RECORD), attrgetter(*ENTRY)
 """Write a record or a line of history as the types `record_row` and `entry_row` have it: the columns above, in order."""
+RECORD_READ = Record.__struct_fields__
+"""The columns of a record as they are read: in the order in which a `Record` takes them, as names would cost more."""
+
+
+_REST = ("opened_at", *HEAD, *(name for name in DETAILS if name != "session"))
+_session = json.Decoder(Session)
+_teachers = json.Decoder(tuple[str, ...])
 
 
 def names(columns: Sequence[str] | dict[str, str], table: str = "") -> str:
@@ -82,17 +89,42 @@ def unnest(columns: dict[str, str]) -> str:
 READ_ROLL = f"""r.session_id, CAST(r.session AS text) AS session, {", ".join(f"r.{name}" for name in HEAD)}, r.opened_at,
     {", ".join(f"r.{name}" for name in DETAILS if name != "session")},
     (SELECT CAST(c.teacher_ids AS text) FROM attendance.courses AS c WHERE c.id = r.course_id) AS teacher_ids"""
+ROLL_READ = ("session_id", "session", *HEAD, "opened_at", *(name for name in DETAILS if name != "session"), "teacher_ids")
+"""The columns of `READ_ROLL`, in order."""
 # Only the records touched. The lookup by key inside LATERAL keeps the plan on the index also before the first ANALYZE.
-TOUCHED_RECORDS = text(
-    f"""SELECT r.* FROM unnest(CAST(:sessions AS text[]), CAST(:students AS text[])) AS k (session_id, student_id)
-    CROSS JOIN LATERAL (SELECT {names(RECORD)} FROM attendance.records
+TOUCHED = f"""SELECT {names(RECORD_READ, "r")} FROM unnest(CAST(:sessions AS text[]), CAST(:students AS text[]))
+    AS k (session_id, student_id)
+    CROSS JOIN LATERAL (SELECT {names(RECORD_READ)} FROM attendance.records
         WHERE session_id = k.session_id AND student_id = k.student_id LIMIT 1) AS r"""
-)
-WHOLE_ROLL = text(f"SELECT {names(RECORD)} FROM attendance.records WHERE session_id = :session_id ORDER BY student_id")
+TOUCHED_RECORDS = text(TOUCHED)
+WHOLE_ROLL = text(f"SELECT {names(RECORD_READ)} FROM attendance.records WHERE session_id = :session_id ORDER BY student_id")
+
+
+def write_records(condition: str = "") -> str:
+    """Write the statements that write records and their lines of history.
+
+    An upsert instead of UPDATE … FROM unnest, which falls into a bad plan on freshly filled tables.
+    """
+    return f"""records AS (
+        INSERT INTO attendance.records ({names(RECORD)})
+        SELECT {names(RECORD)} FROM unnest(CAST(:records AS attendance.record_row[])) {condition}
+        ON CONFLICT (session_id, student_id) DO UPDATE SET
+            {", ".join(f"{name} = EXCLUDED.{name}" for name in RECORD if name not in ("session_id", "student_id"))}
+    ), history AS (
+        INSERT INTO attendance.history ({names(ENTRY)})
+        SELECT {names(ENTRY)} FROM unnest(CAST(:entries AS attendance.entry_row[])) {condition}
+    )"""
+
+
+def write_rolls(columns: dict[str, str]) -> str:
+    """Write the statement that updates rolls, found by key whatever the planner believes of the array."""
+    return f"""UPDATE attendance.rolls AS r SET ({names(columns)}) = (SELECT {names(columns, "u")}
+        FROM {unnest({"ids": "text", **columns})} AS u (session_id, {names(columns)}) WHERE u.session_id = r.session_id)
+    WHERE session_id = ANY(CAST(:ids AS text[]))"""
 
 
 def touched(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Write (session id, student id) keys as the parameters of `TOUCHED_RECORDS`."""
+    """Write (session id, student id) keys as the parameters of `TOUCHED`."""
     ordered = sorted(keys)
     return {"sessions": [session_id for session_id, _ in ordered], "students": [student_id for _, student_id in ordered]}
 
@@ -109,16 +141,16 @@ def details(roll: Roll) -> dict[str, Any]:
 
 
 def read_roll(row: Any) -> Roll:
-    """Read a roll, with its course's teachers where the course is known, else with those it was opened with."""
-    session = json.decode(row.session, type=Session)
-    if row.teacher_ids is not None:
-        session = replace(session, teacher_ids=json.decode(row.teacher_ids, type=tuple[str, ...]))
-    columns = row._mapping
-    rest = {name: columns[name] for name in (*HEAD, *DETAILS) if name != "session"}
-    return Roll(session=session, opened_at=row.opened_at, **rest)
+    """Read a roll from a row that goes by names (SQLAlchemy's mapping, or the driver's).
+
+    Its teachers are its course's where that is known, else those it was opened with.
+    """
+    session = _session.decode(row["session"])
+    if row["teacher_ids"] is not None:
+        session = replace(session, teacher_ids=_teachers.decode(row["teacher_ids"]))
+    return Roll(session=session, **{name: row[name] for name in _REST})
 
 
-def read_records(rows: Any) -> list[Record]:
-    """Read whole records, whose columns are those of `RECORD`."""
-    # A mapping of SQLAlchemy's for each row costs twice as much.
-    return [Record(**dict(zip(RECORD, row, strict=True))) for row in rows]
+def read_records(rows: Iterable[Sequence[Any]]) -> list[Record]:
+    """Read whole records, whose columns are those of `RECORD_READ`."""
+    return [Record(*row) for row in rows]

@@ -97,7 +97,7 @@ class Snapshot:
     async def roll(self, session_id: str) -> Roll | None:
         """Read the head of a roll, once however often it is asked for; None when there is none."""
         if session_id not in self._rolls:
-            row = (await self._connection.execute(READ_ONE, {"session_id": session_id})).one_or_none()
+            row = (await self._connection.execute(READ_ONE, {"session_id": session_id})).mappings().one_or_none()
             self._rolls[session_id] = None if row is None else read_roll(row)
         return self._rolls[session_id]
 
@@ -136,7 +136,7 @@ class Snapshot:
         for row in (await self._connection.execute(OWN_HISTORY, theirs)).mappings():
             entries[row["session_id"]].append(Entry(**row))
         own = [Record(**{name: row._mapping[f"own_{name}"] for name in RECORD}) for row in found]
-        return [(read_roll(row), record, entries[row.session_id]) for row, record in zip(found, own, strict=True)]
+        return [(read_roll(row._mapping), record, entries[row.session_id]) for row, record in zip(found, own, strict=True)]
 
     async def active(self, course_id: str) -> list[ActiveSession]:
         """Read which of a course's rolls are open, oldest first, and how many have joined each; once for all who ask."""
@@ -159,7 +159,7 @@ class Snapshot:
                 student_count=row.joined,
                 started_at=roll.session.started_at or rfc3339(roll.opened_at),
             )
-            for row, roll in ((row, read_roll(row)) for row in found)
+            for row, roll in ((row, read_roll(row._mapping)) for row in found)
         ]
 
     async def _read_summary(self, course_id: str) -> tuple[int, list[StudentSummary]]:

@@ -15,7 +15,6 @@ from attendance_service.store.columns import (
     ENTRY_ROW,
     HEAD,
     READ_ROLL,
-    RECORD,
     RECORD_ROW,
     TOUCHED_RECORDS,
     WHOLE_ROLL,
@@ -25,11 +24,12 @@ from attendance_service.store.columns import (
     read_records,
     read_roll,
     touched,
-    unnest,
+    write_records,
+    write_rolls,
 )
+from attendance_service.store.drafts import Draft
 from shared.errors import Refused
 from shared.messages import AttendanceCommand, encode
-from shared.outbox import OutboxRow
 
 # The rolls of a batch, in one order for every replica, so that two never wait for each other in a circle.
 LOCK_ROLLS = text(
@@ -54,29 +54,10 @@ MILESTONES = text(
 )
 
 
-def _write_rolls(columns: dict[str, str]) -> str:
-    """Update rolls, found by key whatever the planner believes of the array."""
-    return f"""UPDATE attendance.rolls AS r SET ({names(columns)}) = (SELECT {names(columns, "u")}
-        FROM {unnest({"ids": "text", **columns})} AS u (session_id, {names(columns)}) WHERE u.session_id = r.session_id)
-    WHERE session_id = ANY(CAST(:ids AS text[]))"""
-
-
-# What most commits write, in one round trip: records, their lines of history and the heads of their rolls. An upsert
-# instead of UPDATE … FROM unnest, which falls into a bad plan on freshly filled tables.
-WRITE = text(
-    f"""WITH records AS (
-        INSERT INTO attendance.records ({names(RECORD)})
-        SELECT {names(RECORD)} FROM unnest(CAST(:records AS attendance.record_row[]))
-        ON CONFLICT (session_id, student_id) DO UPDATE SET
-            {", ".join(f"{name} = EXCLUDED.{name}" for name in RECORD if name not in ("session_id", "student_id"))}
-    ), history AS (
-        INSERT INTO attendance.history ({names(ENTRY)})
-        SELECT {names(ENTRY)} FROM unnest(CAST(:entries AS attendance.entry_row[]))
-    )
-    {_write_rolls(HEAD)}"""
-)
+# What most commits write, in one round trip: records, their lines of history and the heads of their rolls.
+WRITE = text(f"WITH {write_records()} {write_rolls(HEAD)}")
 # Rare, and so written on its own.
-WRITE_DETAILS = text(_write_rolls(DETAILS))
+WRITE_DETAILS = text(write_rolls(DETAILS))
 # A new roll; nothing when another replica has opened it, even in a transaction that is just committing.
 OPEN_ROLL = text(
     f"""INSERT INTO attendance.rolls (session_id, course_id, opened_at, {names(HEAD)}, {names(DETAILS)})
@@ -114,29 +95,25 @@ def _key(command: AttendanceCommand) -> tuple[str, str, str]:
     return command.session_id, command.actor.id, command.command_id
 
 
-class Unit:
-    """One transaction's work: the locked rolls, the records loaded, and the steps taken so far."""
+class Unit(Draft):
+    """One transaction's work: the rolls that it has locked, and what is done with them."""
 
     def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__()
         self._connection = connection
         self._loaded: dict[str, Roll] = {}
+        self._opened: set[str] = set()
         self._read_whole: set[str] = set()
         self._amended: set[tuple[str, str]] = set()
-        self._milestones: list[tuple[str, int, bytes]] = []
         self._answers: dict[tuple[str, str, str], _Answer] = {}
-        self.rolls: dict[str, Roll] = {}
-        self.records: dict[tuple[str, str], Record] = {}
         self.entries: dict[tuple[str, int], Entry] = {}
         """Lines of history: those asked for, and those of the steps taken."""
-        self.steps: list[Step] = []
-        self.events: list[OutboxRow] = []
-        """What leaves with this commit."""
 
     async def lock(self, session_ids: Collection[str]) -> None:
         """Lock rolls; those that do not exist are simply not in the unit, those that are in it stay as they are."""
         wanted = sorted(set(session_ids) - self.rolls.keys())
         if wanted:
-            for row in await self._connection.execute(LOCK_ROLLS, {"ids": wanted}):
+            for row in (await self._connection.execute(LOCK_ROLLS, {"ids": wanted})).mappings():
                 roll = read_roll(row)
                 self.rolls[roll.session_id] = self._loaded[roll.session_id] = roll
 
@@ -188,21 +165,14 @@ class Unit:
         return found
 
     def take(self, step: Step) -> None:
-        """Take a step: later decisions in this unit see it, and it is written at the end."""
-        self.rolls[step.roll.session_id] = step.roll
+        """Take a step, and know its line of history."""
+        super().take(step)
         self.entries[step.entry.session_id, step.entry.seq] = step.entry
-        if step.record is not None:
-            self.records[step.record.session_id, step.record.student_id] = step.record
-        self.steps.append(step)
 
     def amend(self, record: Record) -> None:
         """Keep a record that changed without a step of its own, or is new."""
         self.records[record.session_id, record.student_id] = record
         self._amended.add((record.session_id, record.student_id))
-
-    def keep(self, session_id: str, seq: int, body: bytes) -> None:
-        """Keep an event of the roll itself, for whoever must hear it again."""
-        self._milestones.append((session_id, seq, body))
 
     def remember(self, command: AttendanceCommand, answer: Struct, at: datetime) -> None:
         """Remember what a command was answered, for its repeats."""
@@ -216,6 +186,7 @@ class Unit:
         if await self._connection.scalar(OPEN_ROLL, values) is None:
             return False
         self._loaded[roll.session_id] = roll
+        self._opened.add(roll.session_id)
         self.take(step)
         for record in records:
             self.amend(record)
@@ -243,21 +214,25 @@ class Unit:
         }
         moved = [roll for id, roll in self.rolls.items() if roll is not self._loaded[id]]
         heads = [roll for roll in moved if roll.seq != self._loaded[roll.session_id].seq]
+        detailed = [roll for roll in moved if self._has_new_details(roll)]
+        # Whoever reads without a lock goes by the roll's row.
+        if stray := {session_id for session_id, _ in changed} - self._opened - {r.session_id for r in (*heads, *detailed)}:
+            raise ValueError(f"records changed, and not their rolls: {stray}")
         if changed or self.steps or heads:
             records = [RECORD_ROW(self.records[key]) for key in sorted(changed)]
             entries = [ENTRY_ROW(step.entry) for step in self.steps]
             head = {"ids": [roll.session_id for roll in heads], **arrays(HEAD, heads)}
             await self._execute(WRITE, {"records": records, "entries": entries, **head})
-        await self._write_details(moved)
-        if self._milestones:
-            sessions, seqs, bodies = zip(*self._milestones, strict=True)
+        await self._write_details(detailed)
+        if self.kept:
+            sessions, seqs, bodies = zip(*self.kept, strict=True)
             await self._execute(WRITE_MILESTONES, {"sessions": list(sessions), "seqs": list(seqs), "bodies": list(bodies)})
         await self._write_answers()
 
-    async def _write_details(self, changed: Sequence[Roll]) -> None:
-        moved = [
-            roll for roll in changed if any(getattr(roll, n) != getattr(self._loaded[roll.session_id], n) for n in DETAILS)
-        ]
+    def _has_new_details(self, roll: Roll) -> bool:
+        return any(getattr(roll, name) != getattr(self._loaded[roll.session_id], name) for name in DETAILS)
+
+    async def _write_details(self, moved: Sequence[Roll]) -> None:
         if moved:
             written = [details(roll) for roll in moved]
             columns = {name: [row[name] for row in written] for name in DETAILS}
