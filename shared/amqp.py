@@ -163,6 +163,9 @@ class AmqpBus:
 
     async def publish(self, events: Sequence[OutgoingEvent]) -> None:
         """Publish events in order and wait for all confirms together; raise Unavailable when one is missing."""
+        if len(events) == 1:
+            await self._publish_one(events[0])
+            return
         # On one channel, in one loop: tasks start in order, so the events leave in order.
         await asyncio.gather(*(self._publish_one(event) for event in events))
 

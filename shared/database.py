@@ -139,6 +139,7 @@ class Statement:
     """A statement for the driver, which wants parameters numbered, written with names as for SQLAlchemy's `text`."""
 
     def __init__(self, written: str) -> None:
+        self.written = written
         self._names: list[str] = []
         self._sql = re.sub(r"(?<!:):([a-z_]+)", self._number, written)
 

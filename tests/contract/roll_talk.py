@@ -1,10 +1,11 @@
 """What the suites of attendance-service say to it: its handlers are given what a worker gives them, without a bus."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from msgspec.structs import replace
 from sqlalchemy import text
@@ -16,6 +17,7 @@ from attendance_service.rules import Entry, Record
 from attendance_service.store import RollStore
 from attendance_service.tables import SCHEMA
 from shared.clock import rfc3339
+from shared.database import Statement
 from shared.errors import Refused
 from shared.live import Names
 from shared.memory_bus import MemoryBus
@@ -309,15 +311,21 @@ async def an_open_roll(service: Service, session_id: str = "5e55", students: Ite
 
 @contextmanager
 def statements(engine: AsyncEngine) -> Iterator[list[str]]:
-    """Collect the statements sent meanwhile."""
+    """Collect the statements sent meanwhile, also those that go past SQLAlchemy."""
     sent: list[str] = []
+    fetch = Statement.fetch
+
+    async def note_and_fetch(statement: Statement, connection: Any, parameters: Mapping[str, Any]) -> list[Any]:
+        sent.append(statement.written)
+        return await fetch(statement, connection, parameters)
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
         sent.extend([statement] * (len(parameters) if executemany else 1))
 
     listen(engine.sync_engine, "before_cursor_execute", note)
     try:
-        yield sent
+        with patch.object(Statement, "fetch", note_and_fetch):
+            yield sent
     finally:
         remove(engine.sync_engine, "before_cursor_execute", note)
 

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import database
-from shared.database import open_engine, transaction
+from shared.database import Statement, driver, open_engine, transaction
 from shared.errors import Unavailable
 from tests.proxy import Proxy
 
@@ -24,7 +26,15 @@ async def ask(engine: AsyncEngine) -> None:
         await connection.execute(text("SELECT 1"))
 
 
-async def test_connections_gone_silent_cost_one_wait_together(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def ask_the_driver(engine: AsyncEngine) -> None:
+    async with driver(engine) as connection:
+        await Statement("SELECT 1").fetch(connection, {})
+
+
+@pytest.mark.parametrize("ask", [ask, ask_the_driver])
+async def test_connections_gone_silent_cost_one_wait_together(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, ask: Callable[[AsyncEngine], Awaitable[None]]
+) -> None:
     """A chaos run found a replica deaf for half a minute for every connection in its pool: a failover, or a firewall that
     forgets, leaves them half-open, each waited 30 s for its own answer, and the queues waited with it.
     """
@@ -45,4 +55,31 @@ async def test_connections_gone_silent_cost_one_wait_together(postgres_url: str,
         assert time.monotonic() - began < SILENCE_SECONDS + CLEARED_AWAY_SECONDS + MARGIN_SECONDS
     finally:
         await proxy.end()
+        await engine.dispose()
+
+
+async def test_a_connection_that_was_cut_is_unavailable_and_the_next_is_another(postgres_url: str) -> None:
+    engine = open_engine(postgres_url, application="test")
+    try:
+        with pytest.raises(Unavailable):
+            async with driver(engine) as cut:
+                pid = await cut.fetchval("SELECT pg_backend_pid()")
+                async with transaction(engine) as other:
+                    await other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+                await cut.fetch("SELECT 1")
+
+        async with driver(engine) as connection:
+            assert await connection.fetchval("SELECT pg_backend_pid()") != pid
+    finally:
+        await engine.dispose()
+
+
+async def test_what_says_something_against_the_statement_is_raised_as_the_driver_says_it(postgres_url: str) -> None:
+    engine = open_engine(postgres_url, application="test")
+    try:
+        with pytest.raises(asyncpg.UndefinedColumnError):
+            async with driver(engine) as connection:
+                await connection.fetch("SELECT nothing")
+        await ask_the_driver(engine)
+    finally:
         await engine.dispose()

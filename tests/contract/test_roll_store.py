@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from attendance_service.__main__ import serve
 from attendance_service.store import columns, snapshots, units
+from attendance_service.store.attempts import Attempts
 from shared.clock import rfc3339, utc_now
 from shared.live import Names
 from shared.memory_bus import MemoryBus
@@ -25,12 +26,14 @@ from shared.messages import (
     decode_event,
     encode,
 )
+from shared.outbox import Outbox
 from tests.contract.roll_talk import (
     NAMES,
     Service,
     a_session,
     all_is_well,
     an_open_roll,
+    nobody_listens,
     some_students,
     started,
     statements,
@@ -146,7 +149,7 @@ async def test_a_roll_with_nobody_on_it_opens(service: Service) -> None:
 async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rolls_engine: AsyncEngine, analysed: bool) -> None:
     """Before the first ANALYZE the planner guesses, and a scan of a full table would cost each batch seconds."""
     async with rolls_engine.begin() as connection:
-        for table in ("rolls", "records", "history", "answers", "milestones", "courses"):
+        for table in ("rolls", "records", "history", "answers", "milestones", "courses", "outbox"):
             await connection.execute(text(f"ALTER TABLE attendance.{table} SET (autovacuum_enabled = false)"))
         session = json.encode(a_session()).decode()
         await connection.execute(
@@ -188,12 +191,21 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         await connection.execute(
             text("INSERT INTO attendance.courses SELECT 'c' || n, 1, '[]' FROM generate_series(1, 3000) AS n")
         )
+        await connection.execute(
+            text(
+                """INSERT INTO attendance.outbox (id, event_id, type, channels, body)
+                SELECT gen_random_uuid(), 'e', 't', '{}', '' FROM generate_series(1, 3000)"""
+            )
+        )
         if analysed:
             await connection.execute(text("ANALYZE"))
     sessions = [f"r{number}" for number in range(1, 257) for _ in range(2)]
     students = [f"s{1 + number % 20}" for number in range(512)]
     rolls = sorted(set(sessions))
     heads = {name: [None if kind == "text" else 1] * len(rolls) for name, kind in columns.HEAD.items()}
+    nothing: dict[str, list[object]] = {"records": [], "entries": []}
+    outbox = Outbox("attendance", MemoryBus(), nobody_listens)
+    attempts, leaving = Attempts(outbox), outbox.leaving([])
     commands = {"sessions": sessions, "actors": ["a"] * 512, "commands": [f"k{number}" for number in range(512)]}
     own = {"student_id": "s1", "course_id": None, "before": "r7", "limit": 50}
     for statement, parameters in (
@@ -202,7 +214,9 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         (units.ENTRIES, {"sessions": sessions, "seqs": [2] * 512}),
         (units.ANSWERS, commands),
         (units.MILESTONES, {"ids": rolls[:32]}),
-        (units.WRITE, {"records": [], "entries": [], "ids": rolls, **heads}),
+        (units.WRITE, {**nothing, "ids": rolls, **heads}),
+        (text(attempts.reading.written), {"ids": rolls, "sessions": sessions, "students": students}),
+        (text(attempts.writing.written), {**nothing, "ids": rolls, "versions": [1] * len(rolls), **heads, **leaving}),
         (columns.WHOLE_ROLL, {"session_id": "r1"}),
         (snapshots.HISTORY, {"session_id": "r1", "since": 3, "limit": 1000}),
         (snapshots.OWN_RECORDS, own),

@@ -50,9 +50,9 @@ class Attempts:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._read = Statement(READ)
+        self.reading = Statement(READ)
         # All that most commits write: what is published goes, and its successors come, by the way.
-        self._write = Statement(
+        self.writing = Statement(
             f"""WITH {HELD}, {write_records(f"WHERE {ALL_HELD}")}, {outbox.taking()},
             told AS ({outbox.adding(f"WHERE {ALL_HELD}")})
             {write_rolls(HEAD)} AND {ALL_HELD} RETURNING 1"""
@@ -62,7 +62,7 @@ class Attempts:
         """Read the rolls and records named by (session id, student id), everything as it stood at one moment."""
         attempt = Attempt()
         ids = sorted({session_id for session_id, _ in keys})
-        for row in await self._read.fetch(connection, {"ids": ids, **touched(keys)}):
+        for row in await self.reading.fetch(connection, {"ids": ids, **touched(keys)}):
             if row["version"] is None:
                 record = Record(*row[: len(RECORD_READ)])
                 attempt.records[record.session_id, record.student_id] = record
@@ -82,7 +82,7 @@ class Attempts:
                 raise ValueError(f"not on an attempt: {step.roll.session_id} was {step.entry.kind}")
             changed[step.record.session_id, step.record.student_id] = step.record
         ids = sorted({step.roll.session_id for step in attempt.steps})
-        written = await self._write.fetch(
+        written = await self.writing.fetch(
             connection,
             {
                 "ids": ids,
