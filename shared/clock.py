@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = (0, _EPOCH)
@@ -24,6 +25,8 @@ def utc_now() -> datetime:
     return at
 
 
+# A join is told with its time thrice, and many of a batch came in the same millisecond.
+@lru_cache(maxsize=1024)
 def rfc3339(at: datetime) -> str:
     """Write a time as everyone outside sees it: RFC 3339, UTC, milliseconds (`2026-11-24T09:00:00.000Z`)."""
     global _written

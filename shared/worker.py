@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -60,8 +61,8 @@ class _Job:
     def kind(self) -> type[Struct]:
         return type(self.message.data) if isinstance(self.message, Event) else type(self.message)
 
-    def expired(self, clock: Clock) -> bool:
-        return isinstance(self.message, Command) and self.message.deadline < clock()
+    def expired(self, now: datetime) -> bool:
+        return isinstance(self.message, Command) and self.message.deadline < now
 
 
 class Worker:
@@ -160,7 +161,8 @@ class Worker:
 
     def _in_time(self, jobs: Sequence[_Job]) -> list[_Job]:
         """Leave out what is past its deadline: its caller has been told `timeout`, so it must not be done."""
-        kept = [job for job in jobs if not job.expired(self._clock)]
+        now = self._clock()
+        kept = [job for job in jobs if not job.expired(now)]
         if len(kept) < len(jobs):
             log.warning("worker.expired", queue=self._queue, commands=len(jobs) - len(kept))
         return kept
