@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
-_PREFETCH = 32
+_PREFETCH = 128
 _HEARTBEAT_SECONDS = 10
 _REASON_CHARACTERS = 1000
 _PERSISTENT, _TRANSIENT = 2, 1

@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 COMMANDS_PER_BATCH = 512
 STOP_SECONDS = 10
-_DELIVERIES_AT_ONCE = 32
+_DELIVERIES_AT_ONCE = 128
 _PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 

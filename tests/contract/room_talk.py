@@ -245,9 +245,18 @@ class World:
         self.server.eio.sockets[eio_sid] = ear
         return ear
 
+    @asynccontextmanager
+    async def entering(self, session_id: str = SID) -> AsyncIterator[Room]:
+        """Keep a room as a command does that is still to be answered."""
+        room = await self.rooms.hear(session_id)
+        try:
+            yield room
+        finally:
+            room.holds -= 1
+
     async def enter(self, ear: Ear, seq: int) -> Room:
         """Come in with an answer as of `seq`; return once the room has been told of it."""
-        async with self.rooms.entering(SID) as room:
+        async with self.entering() as room:
             self.admit(room, ear, seq)
         await asyncio.sleep(0)
         return room

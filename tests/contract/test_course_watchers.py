@@ -415,7 +415,7 @@ async def test_whoever_may_not_listen_any_more_is_found_though_no_event_comes(wo
 async def test_a_teacher_who_was_removed_before_the_course_was_listened_to_is_found(world: World) -> None:
     """Its channel is subscribed to only after the first answer, in which they were still one: so it is looked at then."""
     ear = await world.a_socket("staff", "ada")
-    async with world.rooms.entering(SID) as room:
+    async with world.entering(SID) as room:
         world.teacher_ids = ("ben",)
         world.admit(room, ear, 1)
 

@@ -52,7 +52,7 @@ async def test_a_student_hears_of_the_numbers_and_never_of_a_classmate(world: Wo
 async def test_a_student_hears_what_their_own_join_made_of_the_numbers(world: World) -> None:
     """However their answer and the event come: before, after, or among others in one commit."""
     ears = [await world.a_socket("student", f"s{seq}") for seq in (3, 2, 4, 6)]
-    async with world.rooms.entering(SID) as room:
+    async with world.entering(SID) as room:
         await world.commit(joins(2, 4))
         await until(lambda: len(room.waiting) == 1)
     await world.enter(ears[0], 3)
@@ -339,7 +339,7 @@ async def test_who_has_read_a_mark_does_not_hear_of_it(world: World) -> None:
     await world.commit(a_mark(2, "s2"), a_submission(3), live=False, heads=False)
     staff, student = await world.a_socket(), await world.a_socket("student", "s2")
     for ear in (staff, student):
-        async with world.rooms.entering(SID) as room:
+        async with world.entering(SID) as room:
             world.rooms.admit(room, ear.member, 3, course_id=COURSE)
     await asyncio.sleep(0)
 
@@ -422,7 +422,7 @@ async def test_a_roll_opened_again_is_shown_whole_to_staff_and_to_nobody_else(wo
 async def test_the_opening_itself_is_told_to_nobody(world: World) -> None:
     """Who started it is answered; there is nobody else yet."""
     ear = await world.a_socket()
-    async with world.rooms.entering(SID) as room:
+    async with world.entering(SID) as room:
         await world.say(an_opening(1))
         world.admit(room, ear, 1)
 

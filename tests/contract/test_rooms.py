@@ -235,7 +235,7 @@ async def test_whose_answer_is_newer_than_the_room_hears_nothing_twice(world: Wo
 async def test_the_first_to_come_in_hears_all_after_their_answer_and_nothing_before(world: World) -> None:
     """Events reach the room between its subscription and the first answer."""
     ear = await world.a_socket()
-    async with world.rooms.entering(SID) as room:
+    async with world.entering(SID) as room:
         await world.commit(a_join(2), joins(3, 4), a_join(5))
         await until(lambda: len(room.waiting) == 3)
         world.admit(room, ear, 4)
@@ -285,7 +285,7 @@ async def test_a_fetch_that_knows_of_nothing_is_not_asked_for_ever(world: World)
 async def test_who_has_gone_before_they_were_let_in_is_not_let_in(world: World) -> None:
     _, room = await world.a_listener()
     ear = await world.a_socket()
-    async with world.rooms.entering(SID):
+    async with world.entering(SID):
         world.admit(room, ear, 1)
         await world.leave(ear)
 
@@ -334,9 +334,9 @@ async def test_a_room_is_entered_again_after_everybody_has_left(world: World, mo
 
 async def test_a_room_that_is_entered_while_another_is_being_closed_stays(world: World) -> None:
     """Leaving a channel takes a moment, and in it somebody may come into the next room on the list."""
-    async with world.rooms.entering("other"):
+    async with world.entering("other"):
         pass
-    async with world.rooms.entering(SID) as room:
+    async with world.entering(SID) as room:
         pass
     leave = world.listener.unsubscribe
     ear = await world.a_socket()

@@ -7,7 +7,6 @@ fetched, what was heard is dropped: each listener hears each event once, in orde
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
@@ -78,23 +77,29 @@ class Rooms:
         return [room.session_id for room in self._rooms.values() if room.staff_members]
 
     def hold(self, session_id: str) -> Room | None:
-        """Keep a room that hears already until `holds` is taken back, as `entering` would; None where one must wait for it."""
+        """Keep a room that hears already, as `hear` does; None where one must wait for it."""
         room = self._rooms.get(session_id)
         if room is None or not self._listener.hears(room.channel):
             return None
         room.holds += 1
         return room
 
-    def entering(self, session_id: str) -> AbstractAsyncContextManager[Room]:
-        """Host a room from before a command is sent, so that nothing is missed between its commit and its answer."""
+    async def hear(self, session_id: str) -> Room:
+        """Host a room from before a command is sent, so that nothing is missed between its commit and its answer.
+
+        It is kept until `holds` is taken back.
+        """
         room = self._rooms.get(session_id)
         if room is None:
             room = self._rooms[session_id] = Room(session_id, self._names.roll_channel(session_id))
-        return _Held(room, self._listen_to_roll)
-
-    async def _listen_to_roll(self, room: Room) -> None:
-        if not self._listener.hears(room.channel):
-            await self._listen(room, room.channel, self._heard, lambda: self._mend_soon(room, None))
+        room.holds += 1
+        try:
+            if not self._listener.hears(room.channel):
+                await self._listen(room, room.channel, self._heard, lambda: self._mend_soon(room, None))
+        except BaseException:
+            room.holds -= 1
+            raise
+        return room
 
     async def _listen(self, room: Room, channel: str, hear: Callable[[Room, bytes], None], ready: Ready = lambda: None) -> None:
         def confirmed() -> None:
@@ -315,25 +320,3 @@ class Rooms:
         for room, head in zip(hosted, heads, strict=True):
             if head is not None and room.seq is not None and int(head) > room.seq:
                 self._mend_soon(room, int(head))
-
-
-class _Held(AbstractAsyncContextManager[Room]):
-    """Keeps a room while a caller is still to be answered. Every join passes here: a generator would cost it 2 µs more."""
-
-    __slots__ = ("_listen", "_room")
-
-    def __init__(self, room: Room, listen: Callable[[Room], Awaitable[None]]) -> None:
-        self._room = room
-        self._listen = listen
-
-    async def __aenter__(self) -> Room:
-        self._room.holds += 1
-        try:
-            await self._listen(self._room)
-        except BaseException:
-            self._room.holds -= 1
-            raise
-        return self._room
-
-    async def __aexit__(self, *error: object) -> None:
-        self._room.holds -= 1

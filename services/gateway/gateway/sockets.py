@@ -159,26 +159,29 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             self._over(asked, room)
 
     async def _do(self, asked: Asked, turn: asyncio.Future[None] | None) -> None:
-        """Do a command that has something to wait for, its turn perhaps."""
+        """Do a command that has something to wait for: its turn, a room that must be heard, or more than one question.
+
+        A question is asked as any other is, so that what was asked together is answered together, and in order.
+        """
         if turn is not None:
             await turn
+        command, room = asked.command, None
         try:
             if turn is not None and self._clock() >= asked.received_at + _TURN:
                 raise Refused("timeout")
-            command = asked.command
             if command.do is not None:
                 self._tell(asked, await command.do(asked))
-            elif command.let_in is None:
-                self._tell_result(asked, None, await _question(asked))
-            else:
-                async with self._rooms.entering(asked.payload.session_id) as room:
-                    self._tell_result(asked, room, await _question(asked))
+            elif command.let_in is not None:
+                room = await self._rooms.hear(asked.payload.session_id)
         except Refused as refused:
             self._refused(asked, refused)
         except Exception:
             self._failed(asked)
-        finally:
-            asked.socket.pass_turn(asked.payload.about)
+        else:
+            if command.question is not None:
+                self._ask(asked, room)
+                return
+        self._over(asked, room)
 
     def _tell_result(self, asked: Asked, room: Room | None, result: Any) -> None:
         """Answer, and only then let into the room."""
