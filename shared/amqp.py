@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
-_PREFETCH = 128
+_PREFETCH = 32
 _HEARTBEAT_SECONDS = 10
 _REASON_CHARACTERS = 1000
 _PERSISTENT, _TRANSIENT = 2, 1
@@ -509,6 +509,11 @@ class AmqpDelivery:
         if not properties.reply_to or not properties.correlation_id:
             return None
         return ReplyTo(properties.reply_to, properties.correlation_id)
+
+    @property
+    def redelivered(self) -> bool:
+        """As the broker says."""
+        return bool(self._message.redelivered)
 
     @property
     def alive(self) -> bool:

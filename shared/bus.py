@@ -36,6 +36,10 @@ class Delivery(Protocol):
     def reply_to(self) -> ReplyTo | None:
         """Whom an event's effect answers; commands carry their own."""
 
+    @property
+    def redelivered(self) -> bool:
+        """Whether it has been handed out before, to anybody, and was not ended; what comes again by `retry` is new."""
+
     async def ack(self) -> None:
         """Say that it is done. May be lost with the connection: then the message comes once more."""
 

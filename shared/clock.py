@@ -8,8 +8,6 @@ from functools import lru_cache
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = (0, _EPOCH)
 """The millisecond that was last told, and its time: many ask within one."""
-_written = (_EPOCH, "1970-01-01T00:00:00.000Z")
-"""The time that was last written."""
 
 Clock = Callable[[], datetime]
 
@@ -25,16 +23,15 @@ def utc_now() -> datetime:
     return at
 
 
-# A join is told with its time thrice, and many of a batch came in the same millisecond.
-@lru_cache(maxsize=1024)
 def rfc3339(at: datetime) -> str:
     """Write a time as everyone outside sees it: RFC 3339, UTC, milliseconds (`2026-11-24T09:00:00.000Z`)."""
-    global _written
-    known, text = _written
-    if at is not known:
-        text = (at if at.tzinfo is UTC else at.astimezone(UTC)).isoformat(timespec="milliseconds")[:-6] + "Z"
-        _written = at, text
-    return text
+    return _written(at if at.tzinfo is UTC else at.astimezone(UTC))
+
+
+# A join is told with its time thrice, and many of a batch came in the same millisecond.
+@lru_cache(maxsize=1024)
+def _written(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def rfc3339_or_none(at: datetime | None) -> str | None:

@@ -127,8 +127,9 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
             assert driver_connection is not None
             try:
                 yield driver_connection
-            except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if isinstance(error, TimeoutError) or driver_connection.is_closed():
+            except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                # The last of them is the driver's own confusion, over a connection that is cut as it is written to.
+                if isinstance(error, TimeoutError | asyncpg.InternalClientError) or driver_connection.is_closed():
                     # What SQLAlchemy does where a statement of its own loses the connection.
                     connection.sync_engine.pool._invalidate(lent, error, _checkin=False)
                     await connection.invalidate(error)
@@ -174,6 +175,8 @@ def _passing() -> Iterator[None]:
         if error.connection_invalidated or _state(error.orig).startswith(_PASSING):
             raise Unavailable(f"Postgres: {reason(error)}") from error
         raise
+    except asyncpg.InternalClientError as error:
+        raise Unavailable(f"Postgres: {reason(error)}") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         if _state(error).startswith(_PASSING) or "connection is closed" in str(error):
             raise Unavailable(f"Postgres: {reason(error)}") from error

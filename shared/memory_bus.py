@@ -156,6 +156,7 @@ class _Message:
         self.reply_to = reply_to
         self.event_id = event_id
         self.taken = False
+        self.redelivered = False
         self._waiters: list[asyncio.Future[None]] = []
 
     def outcome(self) -> asyncio.Future[None]:
@@ -258,18 +259,21 @@ class MemoryInbox:
         """Put back what was not ended."""
         self._closed = True
         taken, self._taken = self._taken, {}
+        for message in taken:
+            message.redelivered = True
         self._queue.put_back(list(taken))
 
 
 class MemoryDelivery:
     """Implements `bus.Delivery`."""
 
-    __slots__ = ("_inbox", "_message", "body", "reply_to")
+    __slots__ = ("_inbox", "_message", "body", "redelivered", "reply_to")
 
     def __init__(self, message: _Message, inbox: MemoryInbox) -> None:
         self._message = message
         self._inbox = inbox
         self.body = message.body
+        self.redelivered = message.redelivered
         self.reply_to = message.reply_to
 
     async def ack(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from msgspec import MsgspecError, Raw, Struct
+from msgspec.structs import replace
 
 from shared.bus import Bus, Delivery, Inbox
 from shared.clock import Clock
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 
 COMMANDS_PER_BATCH = 512
 STOP_SECONDS = 10
-_DELIVERIES_AT_ONCE = 128
+_DELIVERIES_AT_ONCE = 32
 _PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -227,12 +228,20 @@ def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
     return encode(Answer(correlation_id=correlation_id, result=Raw(encode(result))))
 
 
+def _commands(body: bytes, delivery: Delivery) -> list[_Job]:
+    """Read commands; those whose caller may have been answered already say so."""
+    commands: Sequence[Command] = decode_commands(body)
+    if delivery.redelivered:
+        commands = [replace(command, redelivered=True) if command.reply_to else command for command in commands]
+    return [_Job(command, delivery) for command in commands]
+
+
 def _read(delivery: Delivery, queue: str) -> tuple[list[_Job], list[tuple[bytes, str]]]:
     """Read a delivery's messages, and apart from them what is none, with the reason; a bad command spoils no other."""
     commands = queue.endswith(".commands")
     try:
         if commands:
-            return [_Job(command, delivery) for command in decode_commands(delivery.body)], []
+            return _commands(delivery.body, delivery), []
         event = decode_event(delivery.body, delivery.reply_to)
         return [] if event is None else [_Job(event, delivery)], []
     except MsgspecError as error:
@@ -247,7 +256,7 @@ def _read(delivery: Delivery, queue: str) -> tuple[list[_Job], list[tuple[bytes,
     bad: list[tuple[bytes, str]] = []
     for part in parts:
         try:
-            jobs.extend(_Job(command, delivery) for command in decode_commands(part))
+            jobs.extend(_commands(part, delivery))
         except MsgspecError as error:
             bad.append((part, f"malformed: {error}"))
     return jobs, bad

@@ -70,6 +70,7 @@ class Generator:
         for each in self._listeners():
             each.heard.clear()
             each.joined.clear()
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
 

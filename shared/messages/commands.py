@@ -18,7 +18,7 @@ class ReplyTo(Struct, frozen=True):
     correlation_id: str
 
 
-class Command(Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag=True):
     """A request to change or read something. Not begun by `deadline`, it is dropped; sent twice, it is done once."""
 
     queue: ClassVar[str]
@@ -30,6 +30,8 @@ class Command(Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
     received_at: datetime
     deadline: datetime
     reply_to: ReplyTo | None = None
+    redelivered: bool = False
+    """Whether the broker has delivered it before, so that its caller may have been answered already; the worker says so."""
 
 
 class SessionCommand(Command, frozen=True, kw_only=True):

@@ -269,7 +269,8 @@ class World:
     async def a_listener(self, seq: int = 1, kind: Kind = "staff", user_id: str = "") -> tuple[Ear, Room]:
         ear = await self.a_socket(kind, user_id)
         room = await self.enter(ear, seq)
-        await until(lambda: ear.member.sid in room.members)
+        channel = self.names.course_channel(COURSE)
+        await until(lambda: ear.member.sid in room.members and self.listener.hears(channel))
         return ear, room
 
     async def leave(self, ear: Ear) -> None:

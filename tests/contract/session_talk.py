@@ -145,9 +145,8 @@ def a(kind: type[C], actor: Actor, **fields: Any) -> C:
     envelope = {
         "command_id": number,
         "actor": actor,
-        # Later than any turn that a test takes, where a test does not say.
-        "received_at": NINE + timedelta(days=1),
-        "deadline": NINE + timedelta(days=1, seconds=2),
+        "received_at": NINE,
+        "deadline": NINE + timedelta(seconds=2),
         "reply_to": ReplyTo("gateway", number),
     }
     return kind(**{**envelope, **fields})

@@ -58,6 +58,21 @@ async def test_connections_gone_silent_cost_one_wait_together(
         await engine.dispose()
 
 
+async def test_a_driver_that_is_confused_gives_its_connection_up(postgres_url: str) -> None:
+    """Regression: where a connection is cut just as it is written to, asyncpg says that an operation is in progress."""
+    engine = open_engine(postgres_url, application="test")
+    try:
+        pids = []
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="in progress"):
+                async with driver(engine) as lent:
+                    pids.append(await lent.fetchval("SELECT pg_backend_pid()"))
+                    raise asyncpg.InternalClientError("another operation is in progress")
+        assert len(set(pids)) == 2
+    finally:
+        await engine.dispose()
+
+
 async def test_a_connection_that_was_cut_is_unavailable_and_the_next_is_another(postgres_url: str) -> None:
     engine = open_engine(postgres_url, application="test")
     try:

@@ -76,6 +76,7 @@ class Ours(socketio.AsyncNamespace):  # type: ignore[misc]
     def __init__(self, application: Application) -> None:
         super().__init__("/")
         self.application = application
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def trigger_event(self, event: str, *args: Any) -> None:
         if event == "connect":
@@ -87,7 +88,9 @@ class Ours(socketio.AsyncNamespace):  # type: ignore[misc]
         async def answer() -> None:
             reply.give(await self.application.answer(reply.sid, event, payloads[0]))
 
-        self._answering = asyncio.create_task(answer())
+        answering = asyncio.create_task(answer())
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
 
     def refuse(self, sid: str, event: str, refused: Refused) -> Any:
         return {"ok": False, "error": {"code": refused.code}}

@@ -254,12 +254,11 @@ async def test_what_was_refused_at_a_close_stays_undone_when_it_comes_again_afte
     service.now += timedelta(seconds=1)
     await service.do(started(version=4, reason="too early"))
 
-    for late in (join, mark, to_clear("cid", received_at=first), a(SubmitRoll, ADA, received_at=first)):
-        await service.code(late)
-
-    assert await service.code(join) == await service.code(mark) == "timeout"
+    once_more = [replace(late, redelivered=True) for late in (join, mark, a(SubmitRoll, ADA, received_at=first))]
+    assert [await service.code(late) for late in once_more] == ["timeout"] * 3
     assert await value(service.engine, "SELECT (status, seq, absent) = ('open', 3, 3) FROM attendance.rolls")
-    assert await service.code(replace(join, received_at=service.now)) is None
+    # What comes for the first time may have waited behind the reopening.
+    assert await service.code(join) is None
     await all_is_well(service.engine)
 
 

@@ -24,7 +24,7 @@ from gateway.requests import SECONDS
 from gateway.sockets import Attendance
 from gateway.usage import USER_LIMIT, Usage
 from rollcall.servers import Server
-from shared.errors import Refused
+from shared.errors import NO_ROLL, Refused
 from shared.messages import ActiveSessions, Actor, ChangesRead, Course, Record, Role, RollJoined, RollRead, RollSynced
 from tests.contract.room_talk import (
     COURSE,
@@ -67,6 +67,9 @@ class AQuestion:
                 tell(refused)
 
         self._asking = asyncio.create_task(ask())
+
+    async def explain(self) -> Refused:
+        return Refused("session_not_found")
 
 
 class AReply(Reply):
@@ -365,6 +368,33 @@ async def test_who_leaves_while_they_are_caught_up_stays_out(gateway: Gateway, w
     assert ear.member.sid not in room.members
     assert "attendanceProgress" not in ear.names
     assert not room.entering
+
+
+@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize(("fault", "code"), [(Refused(NO_ROLL), "session_not_found"), (RuntimeError("a defect"), "internal")])
+async def test_whatever_becomes_of_a_command_the_next_has_its_turn(
+    gateway: Gateway, world: World, fault: Exception, code: str, heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no roll, and where a question is broken; in a room that hears, and in one that does not yet."""
+    if heard:
+        await world.a_listener()
+    ear = await gateway.a_caller()
+
+    def broken(*_: Any) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gateway.services, "_join", broken, raising=False)
+        if isinstance(fault, RuntimeError):
+            patched.setattr(AQuestion, "begin", broken)
+        asking = [asyncio.create_task(gateway.ask(ear, "joinAttendanceSession", **ABOUT)) for _ in range(3)]
+        answers = await asyncio.gather(*asking)
+
+    assert [answer["error"]["code"] for answer in answers] == [code] * 3
+    room = world.rooms.room_of(SID)
+    assert room is not None
+    assert (room.holds, ear.under_way) == (0, 0)
+    assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
 
 
 async def test_the_answer_comes_before_all_that_follows_from_it(gateway: Gateway, world: World) -> None:

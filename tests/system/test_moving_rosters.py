@@ -30,7 +30,6 @@ START, JOIN, READ, MARK = (
     "markStudentAttendance",
 )
 RACES, LANES = 200, 4
-"""What a command is told where others keep the machine from it; whether it was done is not known."""
 
 
 async def test_a_walk_in_is_enrolled_by_the_teacher_and_may_act_and_be_marked_at_once(rig: Rig) -> None:

@@ -11,7 +11,7 @@ from attendance_service import rules
 from attendance_service.rules import Record, Roll, Step
 from shared.clock import rfc3339
 from shared.errors import Refused
-from shared.messages import Actor, CheckIn, ClearMark, Enrolled, Mark, MarkRecord, MarkRecords, Session, Status
+from shared.messages import Actor, CheckIn, ClearMark, Enrolled, Mark, MarkRecord, MarkRecords, Session, Status, SubmitRoll
 
 NINE = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
 TEN = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
@@ -27,10 +27,6 @@ STUDENTS = ("ann", "ben", "cid")
 def minutes(count: float) -> datetime:
     """The time, so many minutes after the start."""
     return NINE + timedelta(minutes=count)
-
-
-LAST = minutes(900)
-"""When a command was received whose time is of no concern: after all else."""
 
 
 def a_session(**changes: Any) -> Session:
@@ -98,7 +94,7 @@ def closed(roll: Roll, at: datetime = TEN, version: int = 3) -> Roll:
 
 
 def submitted(roll: Roll, at: datetime = TEN) -> Roll:
-    return rules.submit(roll, ADA, at, LAST, "s")[-1].roll
+    return rules.submit(roll, to_submit(), at)[-1].roll
 
 
 def cancelled(roll: Roll, at: datetime = TEN, version: int = 3) -> Roll:
@@ -111,7 +107,7 @@ def joined(roll: Roll, record: Record, at: datetime) -> tuple[Roll, Record]:
 
 
 def _envelope(by: Actor, fields: dict[str, Any]) -> dict[str, Any]:
-    plain = {"command_id": "m", "actor": by, "received_at": LAST, "deadline": minutes(999), "session_id": "5e55"}
+    plain = {"command_id": "m", "actor": by, "received_at": NINE, "deadline": minutes(999), "session_id": "5e55"}
     return {**plain, **fields}
 
 
@@ -124,6 +120,10 @@ def to_mark(student_id: str, status: Status, by: Actor = ADA, **fields: Any) -> 
 def to_mark_all(*marks: tuple[str, Status], by: Actor = ADA, **fields: Any) -> MarkRecords:
     rows = tuple(Mark(student_id=student_id, status=status) for student_id, status in marks)
     return MarkRecords(marks=rows, **_envelope(by, fields))
+
+
+def to_submit(by: Actor = ADA, command_id: str = "s", **fields: Any) -> SubmitRoll:
+    return SubmitRoll(**_envelope(by, {"command_id": command_id, **fields}))
 
 
 def to_clear(student_id: str, by: Actor = ADA, **fields: Any) -> ClearMark:

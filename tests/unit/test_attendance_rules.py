@@ -1,6 +1,7 @@
 """The rules of the roll: how it opens, who may join and when, who may see what, and its numbers."""
 
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from attendance_service import events, rules
 from attendance_service.rules import Record, Roll, Step
 from shared.clock import rfc3339
-from shared.messages import Actor, RollStatus, Status
+from shared.messages import Actor, CheckIn, RollStatus, Status
 from tests.unit.roll_makers import (
     ADA,
     ANN,
@@ -23,6 +24,8 @@ from tests.unit.roll_makers import (
     a_roll,
     a_session,
     an_open_roll,
+    closed,
+    done,
     joined,
     minutes,
     refused,
@@ -126,7 +129,7 @@ def test_without_a_limit_nobody_is_late() -> None:
 def test_with_a_limit_of_nought_everybody_is_late() -> None:
     roll, record = a_roll(late_after_minutes=0)
 
-    assert joined(roll, record, minutes(0))[1].status == "late"
+    assert joined(roll, record, minutes(-1))[1].status == "late"
 
 
 def test_check_in_closes_at_the_minute_named() -> None:
@@ -144,11 +147,32 @@ def test_a_repeated_join_is_answered_also_after_check_in_has_closed() -> None:
 
 
 def test_nobody_joins_before_the_opening() -> None:
-    """A join may reach a gateway before the roll is open, and be decided after: it may have been refused meanwhile."""
+    """A join may reach a gateway before the roll is open, and be decided after."""
     step, records = an_open_roll(at=minutes(3))
 
-    assert refused(rules.join, step.roll, records["ann"], ANN, minutes(2.999), "1").code == "timeout"
-    assert joined(step.roll, records["ann"], minutes(3))[1].joined_at == minutes(3)
+    roll, record = joined(step.roll, records["ann"], minutes(2))
+
+    assert record.joined_at == minutes(3)
+    assert join(roll, records["ben"], minutes(2), Actor("ben", "Ben", "student")).entry.at == minutes(3)
+
+
+def test_a_join_that_comes_once_more_and_may_have_been_refused_before_the_opening_is_none() -> None:
+    step, records = an_open_roll(at=minutes(3))
+    once_more = partial(rules.join, redelivered=True)
+
+    assert refused(once_more, step.roll, records["ann"], ANN, minutes(2.999), "1").code == "timeout"
+    assert done(once_more(step.roll, records["ann"], ANN, minutes(3), "1"))[1].joined_at == minutes(3)
+
+
+def test_a_roll_is_renewed_when_check_in_closes_later_and_never_back() -> None:
+    roll, _ = a_roll(closes_after_minutes=10)
+
+    sooner = rules.follow(roll, a_session(check_in=CheckIn(closes_after_minutes=5)), 3, minutes(1))
+    never = rules.follow(sooner, a_session(check_in=CheckIn()), 4, minutes(2))
+    again = rules.reopen(closed(never, version=5), 6, ADA, minutes(1), "a clock that is behind")
+
+    assert isinstance(again, Step)
+    assert [each.renewed_at for each in (sooner, never, again.roll)] == [NINE, minutes(2), minutes(2)]
 
 
 @pytest.mark.parametrize("source", ["teacher", "admin"])

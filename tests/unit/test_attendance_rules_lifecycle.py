@@ -11,7 +11,6 @@ from tests.unit.roll_makers import (
     ADA,
     ANN,
     BOB,
-    LAST,
     NINE,
     ROBOT,
     ROOT,
@@ -29,6 +28,7 @@ from tests.unit.roll_makers import (
     minutes,
     refused,
     submitted,
+    to_submit,
     turned,
 )
 
@@ -99,7 +99,7 @@ def test_a_cancelled_session_closes_its_roll_for_good_whatever_it_was(status: Ro
 def test_submitting_an_open_roll_closes_it_first() -> None:
     roll, _ = joined(*a_roll(), minutes(1))
 
-    steps = rules.submit(roll, ADA, minutes(50), LAST, "k")
+    steps = rules.submit(roll, to_submit(ADA, "k"), minutes(50))
 
     assert [(s.entry.kind, s.entry.seq, s.roll.status) for s in steps] == [
         ("closed", 3, "closed"),
@@ -113,14 +113,14 @@ def test_submitting_an_open_roll_closes_it_first() -> None:
 
 
 def test_submitting_a_closed_roll_is_one_step_and_keeps_why_it_was_closed() -> None:
-    [step] = rules.submit(closed(a_roll()[0]), ADA, minutes(70), LAST, "k")
+    [step] = rules.submit(closed(a_roll()[0]), to_submit(ADA, "k"), minutes(70))
 
     assert (step.entry.kind, step.roll.status, step.roll.cause) == ("submitted", "submitted", "ended")
     assert step.roll.session.ended_at == rfc3339(minutes(60))
 
 
 def test_a_submitted_roll_is_not_submitted_again() -> None:
-    assert rules.submit(submitted(a_roll()[0]), ROOT, minutes(70), LAST, "k") == []
+    assert rules.submit(submitted(a_roll()[0]), to_submit(ROOT, "k"), minutes(70)) == []
 
 
 def test_only_who_may_act_submits_and_never_a_cancelled_roll() -> None:
@@ -128,14 +128,14 @@ def test_only_who_may_act_submits_and_never_a_cancelled_roll() -> None:
 
     for by in (BOB, ANN, ROBOT):
         for at_hand in (roll, submitted(roll), cancelled(roll)):
-            assert refused(rules.submit, at_hand, by, minutes(9), LAST, "k").code == "forbidden"
-    assert refused(rules.submit, cancelled(roll), ADA, minutes(9), LAST, "k").code == "session_cancelled"
+            assert refused(rules.submit, at_hand, to_submit(by, "k"), minutes(9)).code == "forbidden"
+    assert refused(rules.submit, cancelled(roll), to_submit(ADA, "k"), minutes(9)).code == "session_cancelled"
 
 
 def test_a_roll_does_not_end_before_it_was_opened_whatever_a_replicas_clock_says() -> None:
     step, _ = an_open_roll(at=minutes(1))
 
-    assert rules.submit(step.roll, ADA, NINE, LAST, "k")[0].roll.session.ended_at == rfc3339(minutes(1))
+    assert rules.submit(step.roll, to_submit(ADA, "k"), NINE)[0].roll.session.ended_at == rfc3339(minutes(1))
 
 
 # Opening again
@@ -167,7 +167,7 @@ def test_what_was_submitted_before_may_be_marked_without_a_reason_once_it_is_ope
 def test_a_reopened_roll_may_be_submitted_anew() -> None:
     roll = reopened(submitted(a_roll()[0]), 4)
 
-    assert [s.entry.kind for s in rules.submit(roll, ADA, minutes(80), LAST, "k2")] == ["closed", "submitted"]
+    assert [s.entry.kind for s in rules.submit(roll, to_submit(ADA, "k2"), minutes(80))] == ["closed", "submitted"]
 
 
 def test_a_start_that_comes_again_changes_nothing() -> None:
@@ -326,7 +326,7 @@ def test_a_close_is_an_event_with_its_cause_and_the_time_the_session_ended() -> 
 def test_submitting_an_open_roll_is_two_events() -> None:
     roll, _ = joined(*a_roll(), minutes(1))
 
-    first, second = events.told(rules.submit(roll, ADA, minutes(50), LAST, "k"))
+    first, second = events.told(rules.submit(roll, to_submit(ADA, "k"), minutes(50)))
 
     assert (first.type, first.sequence, first.data.cause, first.data.ended_at) == (
         "rollcall.roll.closed.v1",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from tests.unit.roll_makers import (
     to_clear,
     to_mark,
     to_mark_all,
+    to_submit,
 )
 
 students = st.sampled_from([f"s{number}" for number in range(6)])
@@ -63,9 +65,6 @@ class ARoll(RuleBasedStateMachine):
             self.roll = made
         return isinstance(made, Step)
 
-    def is_too_old(self, refused: Refused, received_at: Any) -> bool:
-        return refused.code == "timeout" and received_at < self.roll.renewed_at
-
     def next_version(self) -> int:
         self.version += 1
         return self.version
@@ -79,7 +78,7 @@ class ARoll(RuleBasedStateMachine):
         except Refused as refused:
             assert student not in self.first_answers
             known = {"not_enrolled", "check_in_closed", "session_completed", "session_cancelled", "roll_submitted"}
-            assert refused.code in known or self.is_too_old(refused, at)
+            assert refused.code in known
             return
         assert before is not None
         self.take(made)
@@ -137,10 +136,10 @@ class ARoll(RuleBasedStateMachine):
     @rule(by=staff, at=times)
     def submit(self, by: Actor, at: Any) -> None:
         try:
-            for step in rules.submit(self.roll, by, at, at, "s"):
+            for step in rules.submit(self.roll, to_submit(by), at):
                 self.take(step)
         except Refused as refused:
-            assert (refused.code, self.roll.cause) == ("session_cancelled", "cancelled") or self.is_too_old(refused, at)
+            assert (refused.code, self.roll.cause) == ("session_cancelled", "cancelled")
         else:
             assert self.roll.status == "submitted"
 
@@ -243,15 +242,16 @@ def test_what_was_refused_stays_undone_however_often_it_is_delivered_again(turns
                 made = rules.close(roll, ended_at(at), version, "ended", ADA, at)
                 roll = made.roll if isinstance(made, Step) else made
             case "submit":
-                roll = [roll, *(step.roll for step in rules.submit(roll, ADA, at, at, "s"))][-1]
+                roll = [roll, *(step.roll for step in rules.submit(roll, to_submit(), at))][-1]
             case "reopen":
                 again = rules.reopen(roll, version, ADA, at, "too early")
                 roll = again.roll if isinstance(again, Step) else again
             case _:
                 check_in = CheckIn(closes_after_minutes=minute + 1 if turn == "longer" else 1)
                 roll = rules.follow(roll, a_session(check_in=check_in), version, at)
-        asked.append((rules.join, (records["ann"], ANN, at, "j")))
-        asked.append((rules.mark, (records["ann"], to_mark("ann", "late", received_at=at), at)))
+        once_more = partial(rules.join, redelivered=True)
+        asked.append((once_more, (records["ann"], ANN, at, "j")))
+        asked.append((rules.mark, (records["ann"], to_mark("ann", "late", received_at=at, redelivered=True), at)))
         undone = []
         for decide, arguments in asked:
             try:

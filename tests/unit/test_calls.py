@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from gateway.calls import Calls
 from shared.bus import Delivery
 from shared.clock import utc_now
+from shared.coalescer import Settled
 from shared.errors import Refused
 from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import ATTENDANCE_COMMANDS, Actor, JoinRoll, RollJoined, decode_commands
@@ -96,7 +97,7 @@ async def test_a_command_whose_time_is_over_is_a_timeout_and_not_sent() -> None:
     sent: list[bytes] = []
 
     class Bus(MemoryBus):
-        async def send(self, queue: str, command: bytes) -> None:
+        def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
             sent.append(command)
 
     calls = Calls(Bus(MemoryBroker()), utc_now)

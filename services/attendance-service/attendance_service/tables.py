@@ -42,7 +42,7 @@ rolls = Table(
     Column("started_version", BigInteger, nullable=False),
     Column("ended_version", BigInteger, nullable=False),
     Column("roster_version", BigInteger, nullable=False),
-    # What was asked before may have been refused for a reason that is gone.
+    # When it last began to take what it had refused before (docs/decisions/0011).
     Column("renewed_at", DateTime(timezone=True), nullable=False),
     Index("rolls_course_id", "course_id"),
 )

@@ -233,16 +233,19 @@ class Courses:
                 self._watchers.let_in(course.watched, watcher)
 
     async def _see_what_is_on(self, course: Hosted) -> None:
-        watched, since = course.watched, -1
-        # Read again where a turn was heard meanwhile: the list may be from before it.
-        while watched.watchers and since < watched.turns:
+        watched, waited = course.watched, False
+        while watched.watchers:
             since = watched.turns
             async with self._places:
                 read = await answered(partial(self._read_active, course.course_id), f"sessions of {course.course_id}")
-            if since == watched.turns and watched.unaware(read.items):
-                await asyncio.sleep(LATE_SECONDS)
-            if since == watched.turns:
+            if since < watched.turns:
+                # A turn was heard meanwhile: the list may be from before it.
+                continue
+            if waited or not watched.unaware(read.items):
                 self._watchers.relist(watched, read.items)
+                return
+            await asyncio.sleep(LATE_SECONDS)
+            waited = True
 
     async def _leave_unused(self) -> None:
         hosted = self._rooms.courses()

@@ -9,7 +9,7 @@ log = structlog.get_logger()
 
 
 class Errands:
-    """What this gateway has under way besides answering and its jobs that never end."""
+    """What this gateway has under way besides its jobs that never end: commands that wait for something, too."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()

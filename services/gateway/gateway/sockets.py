@@ -128,35 +128,45 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         try:
             _question(asked).begin(partial(self._answered, asked, room))
         except Exception:
-            self._failed(asked)
+            self._end(asked, room, None)
+
+    def _answered(self, asked: Asked, room: Room | None, result: Any) -> None:
+        """Answer what was begun, let who asked into the room that was held meanwhile, and pass the turn on."""
+        if isinstance(result, Refused) and result.code == NO_ROLL:
+            self._errands.start(self._explain(asked, room))
+            return
+        if isinstance(result, Refused):
+            self._end(asked, room, result)
+            return
+        try:
+            self._tell_result(asked, room, result)
+        except Exception:
+            self._end(asked, room, None)
+        else:
+            self._over(asked, room)
+
+    async def _explain(self, asked: Asked, room: Room | None) -> None:
+        try:
+            why = await _question(asked).explain()
+        except Exception:
+            self._end(asked, room, None)
+        else:
+            self._end(asked, room, why)
+
+    def _end(self, asked: Asked, room: Room | None, refused: Refused | None) -> None:
+        """Refuse a command, without a refusal as the defect that is being handled, and pass the turn on in any case."""
+        try:
+            if refused is None:
+                self._failed(asked)
+            else:
+                self._refused(asked, refused)
+        finally:
             self._over(asked, room)
 
     def _over(self, asked: Asked, room: Room | None) -> None:
         if room is not None:
             room.holds -= 1
         asked.socket.pass_turn(asked.payload.about)
-
-    def _answered(self, asked: Asked, room: Room | None, result: Any) -> None:
-        """Answer what was begun, let who asked into the room that was held meanwhile, and pass the turn on."""
-        if isinstance(result, Refused):
-            if result.code == NO_ROLL:
-                self._errands.start(self._explain(asked, room))
-                return
-            self._refused(asked, result)
-        else:
-            try:
-                self._tell_result(asked, room, result)
-            except Exception:
-                self._failed(asked)
-        self._over(asked, room)
-
-    async def _explain(self, asked: Asked, room: Room | None) -> None:
-        try:
-            self._refused(asked, await _question(asked).explain())
-        except Exception:
-            self._failed(asked)
-        finally:
-            self._over(asked, room)
 
     async def _do(self, asked: Asked, turn: asyncio.Future[None] | None) -> None:
         """Do a command that has something to wait for: its turn, a room that must be heard, or more than one question.
@@ -174,14 +184,14 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             elif command.let_in is not None:
                 room = await self._rooms.hear(asked.payload.session_id)
         except Refused as refused:
-            self._refused(asked, refused)
+            self._end(asked, room, refused)
         except Exception:
-            self._failed(asked)
+            self._end(asked, room, None)
         else:
             if command.question is not None:
                 self._ask(asked, room)
-                return
-        self._over(asked, room)
+            else:
+                self._over(asked, room)
 
     def _tell_result(self, asked: Asked, room: Room | None, result: Any) -> None:
         """Answer, and only then let into the room."""

@@ -88,7 +88,7 @@ class Commands:
             submissions = await last_submission(unit, submitted)
 
             def submit(unit: Unit, roll: Roll, command: SubmitRoll, at: datetime) -> Submission:
-                steps = rules.submit(roll, command.actor, at, command.received_at, command.command_id)
+                steps = rules.submit(roll, command, at)
                 for step in steps:
                     unit.take(step)
                 if steps:
@@ -152,7 +152,7 @@ def _join(draft: Draft, command: JoinRoll) -> RollJoined:
     if roll is None:
         raise Refused(NO_ROLL)
     record = draft.records.get((command.session_id, command.actor.id))
-    joined = rules.join(roll, record, command.actor, command.received_at, command.command_id)
+    joined = rules.join(roll, record, command.actor, command.received_at, command.command_id, redelivered=command.redelivered)
     if isinstance(joined, Step):
         draft.take(joined)
     record = draft.records[command.session_id, command.actor.id]

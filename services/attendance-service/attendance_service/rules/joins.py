@@ -4,12 +4,20 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from attendance_service.rules.rolls import Record, Roll, Step, changed, check_asked_since_renewed
+from attendance_service.rules.rolls import Record, Roll, Step, changed, check_not_refused_before
 from shared.errors import Refused
 from shared.messages import Actor, Status
 
 
-def join(roll: Roll, record: Record | None, actor: Actor, received_at: datetime, command_id: str) -> Step | Record:
+def join(
+    roll: Roll,
+    record: Record | None,
+    actor: Actor,
+    received_at: datetime,
+    command_id: str,
+    *,
+    redelivered: bool = False,
+) -> Step | Record:
     """Decide what a join makes of the student's record; return the record as it is when they have joined before.
 
     The first join decides, and a repeat is answered alike even after the close. A join never overwrites a teacher's mark:
@@ -25,22 +33,23 @@ def join(roll: Roll, record: Record | None, actor: Actor, received_at: datetime,
         raise Refused("not_enrolled")
     if roll.status != "open":
         raise Refused(_closed_code(roll))
-    if roll.closes_at is not None and received_at >= roll.closes_at:
+    at = max(received_at, roll.opened_at)
+    if roll.closes_at is not None and at >= roll.closes_at:
         raise Refused("check_in_closed")
-    check_asked_since_renewed(roll, received_at)
+    check_not_refused_before(roll, received_at, redelivered=redelivered)
     seq = roll.seq + 1
-    status: Status = record.status if record.marked else admit(roll, received_at)
+    status: Status = record.status if record.marked else admit(roll, at)
     joined = replace(
         record,
         student_name=record.student_name or actor.name,
         status=status,
         source=record.source if record.marked else "self",
         seq=seq,
-        joined_at=received_at,
+        joined_at=at,
         joined_seq=seq,
         joined_status=status,
     )
-    return changed(roll, record.status, joined, "joined", actor, received_at, source="self", command_id=command_id)
+    return changed(roll, record.status, joined, "joined", actor, at, source="self", command_id=command_id)
 
 
 def admit(roll: Roll, at: datetime) -> Status:

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from msgspec.structs import replace
 
 from attendance_service.rules.authority import may_act
-from attendance_service.rules.rolls import Record, Roll, Step, check_asked_since_renewed, turned
+from attendance_service.rules.rolls import Record, Roll, Step, check_not_refused_before, turned
 from shared.clock import parse_rfc3339, rfc3339
 from shared.errors import Refused
-from shared.messages import Actor, Cause, Enrolled, Session
+from shared.messages import Actor, Cause, Enrolled, Session, SubmitRoll
 
 
 def open_roll(
@@ -53,7 +53,9 @@ def reopen(roll: Roll, version: int, by: Actor, at: datetime, reason: str | None
     roll = replace(roll, started_version=version, session=session)
     if roll.status == "open":
         return roll
-    return turned(timed(replace(roll, status="open", cause=None, renewed_at=at)), "reopened", by, at, reason=reason)
+    return turned(
+        timed(replace(roll, status="open", cause=None, renewed_at=max(at, roll.renewed_at))), "reopened", by, at, reason=reason
+    )
 
 
 def close(roll: Roll, session: Session, version: int, cause: Cause, by: Actor, at: datetime) -> Step | Roll:
@@ -79,17 +81,18 @@ def cancel(roll: Roll, session: Session, version: int, by: Actor, at: datetime) 
     return replace(step, closed_before=roll.status != "open")
 
 
-def submit(roll: Roll, by: Actor, at: datetime, received_at: datetime, command_id: str) -> list[Step]:
+def submit(roll: Roll, command: SubmitRoll, at: datetime) -> list[Step]:
     """Submit a roll, closing it first where it is open; no steps when it is submitted already.
 
-    Raise Refused for who may not, for a cancelled session, and for what was asked before the roll was last renewed.
+    Raise Refused for who may not, for a cancelled session, and for what may have been refused before.
     """
+    by, command_id = command.actor, command.command_id
     may_act(roll, by)
     if roll.cause == "cancelled":
         raise Refused("session_cancelled")
     if roll.status == "submitted":
         return []
-    check_asked_since_renewed(roll, received_at)
+    check_not_refused_before(roll, command.received_at, redelivered=command.redelivered)
     steps: list[Step] = []
     if roll.status == "open":
         # Another replica's clock may have opened it later than this one's says it is.

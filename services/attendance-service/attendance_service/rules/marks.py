@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from attendance_service.rules.authority import may_act
 from attendance_service.rules.joins import admit
-from attendance_service.rules.rolls import Record, Roll, Step, changed, check_asked_since_renewed, source_of, view
+from attendance_service.rules.rolls import Record, Roll, Step, changed, check_not_refused_before, source_of, view
 from shared.errors import Refused
 from shared.messages import Actor, ClearMark, Mark, MarkRecord, MarkRecords, Status
 
@@ -65,7 +65,7 @@ def clear(roll: Roll, record: Record | None, command: ClearMark, at: datetime) -
     if not record.marked:
         return record
     _check_reason(roll, command.reason)
-    check_asked_since_renewed(roll, command.received_at)
+    check_not_refused_before(roll, command.received_at, redelivered=command.redelivered)
     status: Status = "absent" if record.joined_at is None else admit(roll, record.joined_at)
     cleared = replace(
         record,
@@ -90,7 +90,7 @@ def clear(roll: Roll, record: Record | None, command: ClearMark, at: datetime) -
 
 
 def _marked(roll: Roll, record: Record, mark: Mark, command: MarkRecord | MarkRecords, at: datetime) -> Step:
-    check_asked_since_renewed(roll, command.received_at)
+    check_not_refused_before(roll, command.received_at, redelivered=command.redelivered)
     by = command.actor
     source = source_of(by)
     kept = record.remarks if mark.status == record.status else None

@@ -34,7 +34,7 @@ class Roll(Struct, frozen=True, kw_only=True):
     ended_version: int = 0
     roster_version: int
     renewed_at: datetime
-    """When it last began to take what it had refused before: it was opened, or its check-in closes at another time."""
+    """When it last began to take what it had refused before: it was opened, again perhaps, or check-in closes later."""
 
     @property
     def session_id(self) -> str:
@@ -101,12 +101,12 @@ class Step(Struct, frozen=True):
     """It gave a roll that was closed another cause."""
 
 
-def check_asked_since_renewed(roll: Roll, received_at: datetime) -> None:
-    """Raise Refused, to be sent again, for what was asked before the roll was last renewed.
+def check_not_refused_before(roll: Roll, received_at: datetime, *, redelivered: bool) -> None:
+    """Raise Refused, to be sent again, for what comes once more and was first asked before the roll was renewed.
 
-    It may have been refused then, and its message delivered once more: what was answered "no" must stay undone.
+    It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011).
     """
-    if received_at < roll.renewed_at:
+    if redelivered and received_at < roll.renewed_at:
         raise Refused("timeout")
 
 

@@ -24,7 +24,8 @@ def follow(roll: Roll, session: Session, version: int, at: datetime) -> Roll:
     if roll.status != "open":
         return roll
     moved = timed(roll)
-    return moved if moved.closes_at == roll.closes_at else replace(moved, renewed_at=at)
+    later = roll.closes_at is not None and (moved.closes_at is None or moved.closes_at > roll.closes_at)
+    return replace(moved, renewed_at=max(at, roll.renewed_at)) if later else moved
 
 
 def redecide(roll: Roll, records: Iterable[Record], by: Actor, at: datetime) -> list[Step]:

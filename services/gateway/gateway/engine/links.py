@@ -107,10 +107,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
         elif message is None:
             websocket.close()
         elif not websocket.over:
-            # The same as `_take_out`, which would cost each packet a call.
-            self._written += 1
-            if message is PING:
-                self._pinged = True
+            self._take_out(message)
             websocket.write(message.frame)
 
     def writable(self) -> None:

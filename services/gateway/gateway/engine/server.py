@@ -159,11 +159,11 @@ class Reply:
 
     def give(self, answer: Any, event: str | None = None) -> None:
         """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
+        prefix, encoded = _PREFIXES[self._namespace], msgspec.json.encode(answer)
         link = self._link
         link.under_way -= 1
         if link.closed or not self._manager.is_connected(self.sid, self._namespace):
             return
-        prefix, encoded = _PREFIXES[self._namespace], msgspec.json.encode(answer)
         if event is not None:
             link.put(Message(b'42%b["%b",%b]' % (prefix, event.encode(), encoded)))
         if self._number:

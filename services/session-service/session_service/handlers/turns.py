@@ -58,7 +58,7 @@ async def done_once(work: Work, command: DoneOnce, decide: Callable[[Session], S
         return session, False
     decided = decide(session)
     if decided != session:
-        rules.check_asked_since_turned(session, command.received_at)
+        rules.check_not_refused_before(session, command)
         await sessions.save(decided)
     await sessions.note_done(command)
     return decided, decided != session

@@ -36,7 +36,7 @@ from session_service.rules.sessions import (
 )
 from session_service.rules.turns import (
     cancel_session,
-    check_asked_since_turned,
+    check_not_refused_before,
     closing_time,
     done_before,
     end_automatically,
@@ -57,8 +57,8 @@ __all__ = [
     "archive_course",
     "cancel_session",
     "change_session",
-    "check_asked_since_turned",
     "check_not_archived",
+    "check_not_refused_before",
     "check_reader",
     "check_staff",
     "check_staff_reader",

@@ -96,12 +96,12 @@ def done_before(kind: str | None, command: SessionCommand) -> bool:
     return kind is not None
 
 
-def check_asked_since_turned(session: Session, received_at: datetime) -> None:
-    """Raise Refused, to be sent again, for what was asked before the session's last turn.
+def check_not_refused_before(session: Session, command: SessionCommand) -> None:
+    """Raise Refused, to be sent again, for what comes once more and was first asked before the session's last turn.
 
-    It may have been refused then, and its message delivered once more: what was answered "no" must stay undone.
+    It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011).
     """
-    if session.last_turn and received_at < session.last_turn.at:
+    if command.redelivered and session.last_turn and command.received_at < session.last_turn.at:
         raise Refused("timeout")
 
 
