@@ -294,6 +294,7 @@ async def test_an_unacknowledged_message_comes_again_when_its_consumer_closes(br
 
     await dying.close()
     (found,) = await take(living, ATTENDANCE_COMMANDS, 1)
+    assert (lost.redelivered, found.redelivered) == (False, True)
     await lost.ack()
     await lost.retry()
     await found.ack()

@@ -98,6 +98,27 @@ def nothing(_: Sequence[str]) -> None:
     """Spoil nothing."""
 
 
+@pytest.mark.parametrize("redelivered", [True, False])
+async def test_a_command_says_whether_its_caller_may_have_been_answered_already(redelivered: bool) -> None:
+    """Where its message has been delivered before; a command that nobody waits for was answered to nobody."""
+    desk, said = Desk(), dict[str, bool]()
+
+    async def join(commands: Sequence[JoinRoll]) -> Outcome:
+        said.update({command.actor.id: command.redelivered for command in commands})
+        return Outcome()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    asked = replace(a_join("ann"), reply_to=ReplyTo("gateway", "1"))
+    message = _Message(b"[%b,%b]" % (encode(asked), encode(a_join("ben"))))
+    message.redelivered = redelivered
+    async with working([Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)]), asyncio.timeout(5):
+        await desk.broker.queues[ATTENDANCE_COMMANDS].put(message)
+
+    assert said == {"ann": redelivered, "ben": False}
+
+
 async def test_one_bad_command_is_parked_alone_and_its_neighbours_are_done() -> None:
     """The handler dies of one of them; the batch is halved until it stands alone."""
     desk = Desk()
