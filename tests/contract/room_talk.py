@@ -228,14 +228,16 @@ class World:
             await self.redis.publish(self.names.roll_channel(SID), encode_event(event))
 
     async def say_of_the_course(self, *events: Event[Any]) -> None:
-        """Let the course's channel carry these, in this order; what they tell of has been committed."""
+        """Let the course's channel carry these once it is heard, in this order; what they tell of has been committed."""
+        channel = self.names.course_channel(COURSE)
+        await until(lambda: self.listener.hears(channel))
         for event in events:
             data = event.data
             if isinstance(data, RollOpened | RollClosed) and event.sequence > self.turned.get(data.session_id, 0):
                 self.turned[data.session_id] = event.sequence
                 self.active = [each for each in self.active if each != data.session_id]
                 self.active += [data.session_id] if isinstance(data, RollOpened) else []
-            await self.redis.publish(self.names.course_channel(COURSE), encode_event(event))
+            await self.redis.publish(channel, encode_event(event))
 
     async def a_socket(self, kind: Kind = "staff", user_id: str = "", namespace: str = "/", role: Role | None = None) -> Ear:
         eio_sid = uuid4().hex
@@ -269,8 +271,7 @@ class World:
     async def a_listener(self, seq: int = 1, kind: Kind = "staff", user_id: str = "") -> tuple[Ear, Room]:
         ear = await self.a_socket(kind, user_id)
         room = await self.enter(ear, seq)
-        channel = self.names.course_channel(COURSE)
-        await until(lambda: ear.member.sid in room.members and self.listener.hears(channel))
+        await until(lambda: ear.member.sid in room.members)
         return ear, room
 
     async def leave(self, ear: Ear) -> None:
