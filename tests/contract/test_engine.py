@@ -23,13 +23,14 @@ SECONDS = 10.0
 
 
 class Application:
-    """What both servers serve: `say` is echoed, `slow` too but later, `flood` sends much, `kick` sends away."""
+    """What both servers serve: `say` is echoed, `slow` too once something was said, `flood` sends much, `kick` sends away."""
 
     def __init__(self) -> None:
         self.server: Any = None
         self.ended: Counter[str] = Counter()
         """How often each socket's end was told."""
         self.heard: list[Any] = []
+        self.said = asyncio.Event()
         self.url = ""
 
     def connect(self, auth: Any) -> None:
@@ -39,7 +40,9 @@ class Application:
     async def answer(self, sid: str, event: str, payload: Any) -> Any:
         self.heard.append(payload)
         if event == "slow":
-            await asyncio.sleep(0.1)
+            await self.said.wait()
+        if event == "say":
+            self.said.set()
         if event == "flood":
             for number in range(200):
                 await self.server.emit("much", {"number": number, "text": BIG}, to=sid)
