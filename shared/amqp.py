@@ -301,6 +301,7 @@ class _Outgoing(_Line):
                         routing_key=key,
                         properties=properties,
                         mandatory=mandatory,
+                        wait=False,
                     )
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error

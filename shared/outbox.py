@@ -1,8 +1,8 @@
 """The outbox: events are written in the transaction that caused them and leave after its commit, at least once.
 
-Each schema has one table of this shape. A row is published twice, to RabbitMQ and to the live channels; once RabbitMQ has
-it, the row goes with the next transaction. What a crash left behind is swept by any replica. What Redis did not take is told
-once more when it is back, as far as this process remembers.
+Each schema has one table of this shape. A row is published twice, to RabbitMQ and to the live channels, and no batch waits
+for either; once RabbitMQ has it, the row goes with a later transaction. What a crash left behind is swept by any replica.
+What Redis did not take is told once more when it is back, as far as this process remembers.
 """
 
 import asyncio
@@ -27,8 +27,9 @@ log = structlog.get_logger()
 
 SWEEP_SECONDS = 0.5
 _FINISH_SECONDS = 2.0
-_LIVE_SECONDS = 0.1
 _SWEEP_ROWS = 200
+_WAITING_ROWS = 2000
+"""Beyond that a broker is waited for, so that memory is bounded."""
 _UNHEARD_ROWS = 256
 """As many are told again; by the newest whoever listens notices that older ones are missing."""
 
@@ -66,6 +67,50 @@ def outgoing(event: Event[EventData], channels: Sequence[str], reply_to: ReplyTo
     return OutboxRow(OutgoingEvent(event.id, event.type, encode_event(event), reply_to), tuple(channels))
 
 
+class _Line:
+    """Carries rows away in order: while some are on their way the next gather, and then go together."""
+
+    def __init__(self, carry: Callable[[Sequence[OutboxRow]], Awaitable[None]]) -> None:
+        self._carry = carry
+        self._waiting: list[OutboxRow] = []
+        self._carried: Sequence[OutboxRow] = ()
+        self._carrying: asyncio.Task[None] | None = None
+        self._fewer = asyncio.Event()
+
+    def rows(self) -> list[OutboxRow]:
+        """List what is on its way, or waits."""
+        return [*self._carried, *self._waiting]
+
+    def put(self, rows: Sequence[OutboxRow]) -> None:
+        """Have rows carried away behind those that wait."""
+        self._waiting.extend(rows)
+        if self._waiting and self._carrying is None:
+            self._carrying = asyncio.create_task(self._carry_all())
+
+    async def room(self) -> None:
+        """Wait while far too many wait."""
+        while len(self._waiting) > _WAITING_ROWS:
+            self._fewer.clear()
+            await self._fewer.wait()
+
+    async def finish(self) -> None:
+        """Wait until all are carried away."""
+        if self._carrying is not None:
+            await asyncio.wait({self._carrying})
+
+    async def _carry_all(self) -> None:
+        try:
+            while self._waiting:
+                self._carried, self._waiting = self._waiting, []
+                self._fewer.set()
+                try:
+                    await self._carry(self._carried)
+                except Exception as error:
+                    log.error("outbox.not_carried", events=len(self._carried), exc_info=error)
+        finally:
+            self._carried, self._carrying = (), None
+
+
 Broadcast = Callable[[Sequence[OutboxRow]], Awaitable[None]]
 """Publishes rows on their live channels; raises Unavailable when Redis is away."""
 
@@ -77,7 +122,8 @@ class Outbox:
         self._bus = bus
         self._broadcast = broadcast
         self._published: list[UUID] = []
-        self._going_live: set[asyncio.Task[None]] = set()
+        self._to_bus = _Line(self._publish)
+        self._to_live = _Line(self._go_live_or_remember)
         self._age_seconds = AGE.labels(schema)
         self._unheard: deque[OutboxRow] = deque(maxlen=_UNHEARD_ROWS)
         self._schema = schema
@@ -125,28 +171,25 @@ class Outbox:
         await connection.execute(self._add, self.leaving(rows))
 
     async def publish(self, rows: Sequence[OutboxRow]) -> None:
-        """Send what was committed; never raises. What the broker did not take is left to the sweep."""
-        if not rows:
-            return
-        live = self._begin_live(rows)
+        """Begin to send what was committed; never raises. What the broker does not take is left to the sweep.
+
+        Nobody who handles a batch waits for it, unless the broker is too slow by thousands.
+        """
+        self._to_live.put(rows)
+        self._to_bus.put(rows)
+        await self._to_bus.room()
+
+    async def settled(self) -> None:
+        """Wait until all that was to be published is, or was given up."""
+        await self._to_bus.finish()
+        await self._to_live.finish()
+
+    async def _publish(self, rows: Sequence[OutboxRow]) -> None:
         try:
             await self._bus.publish([row.event for row in rows])
             self._published.extend(row.id for row in rows)
         except Unavailable as error:
             log.warning("outbox.publish_failed", events=len(rows), reason=str(error))
-        # A Redis that is well takes a millisecond; one that is frozen must not hold up the next batch.
-        await asyncio.wait({live}, timeout=_LIVE_SECONDS)
-
-    def _begin_live(self, rows: Sequence[OutboxRow]) -> asyncio.Task[None]:
-        live = asyncio.create_task(self._go_live_or_remember(rows))
-        self._going_live.add(live)
-        live.add_done_callback(self._went_live)
-        return live
-
-    def _went_live(self, live: asyncio.Task[None]) -> None:
-        self._going_live.discard(live)
-        if not live.cancelled() and (error := live.exception()):
-            log.error("outbox.broadcast_failed", exc_info=error)
 
     async def _go_live(self, rows: Sequence[OutboxRow]) -> bool:
         """Broadcast rows; say whether Redis took them."""
@@ -184,8 +227,9 @@ class Outbox:
         """Take away, before the process goes, what it has published: else another would publish it once more."""
         try:
             async with asyncio.timeout(_FINISH_SECONDS):
+                await self._to_bus.finish()
                 await self.sweep_once(engine)
-                await asyncio.gather(*self._going_live)
+                await self.settled()
         except (Unavailable, TimeoutError) as error:
             log.warning("outbox.not_finished", reason=str(error) or "no answer in time")
 
@@ -196,14 +240,15 @@ class Outbox:
             if published:
                 await connection.execute(self._delete, {"gone": published})
             self._age_seconds.set(float(await connection.scalar(self._age) or 0))
-            rows = [_read(row) for row in await connection.execute(self._left, {"published": published})]
+            ours = [*published, *(row.id for row in self._to_bus.rows())]
+            rows = [_read(row) for row in await connection.execute(self._left, {"published": ours})]
             if rows:
                 await self._bus.publish([row.event for row in rows])
                 await connection.execute(self._delete, {"gone": [row.id for row in rows]})
         if rows:
             log.info("outbox.swept", events=len(rows))
             # After the commit: rows must not be locked, nor a connection held, for as long as a frozen Redis takes to fail.
-            await asyncio.wait({self._begin_live(rows)}, timeout=_LIVE_SECONDS)
+            self._to_live.put(rows)
         return len(rows)
 
 

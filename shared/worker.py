@@ -196,9 +196,10 @@ class Worker:
                 await asyncio.sleep(_PAUSE_SECONDS[-1])
 
     async def _tell(self, outcome: Outcome) -> None:
-        """Answer at once and publish meanwhile."""
+        """Answer, and then begin to publish."""
         answers = [(to.queue, encode_answer(to.correlation_id, result)) for to, result in outcome.answers]
-        await asyncio.gather(self._bus.answer(answers), self._publish(outcome.events))
+        await self._bus.answer(answers)
+        await self._publish(outcome.events)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back_and_once() -> Non
     outbox = Outbox("attendance", MemoryBus(), broadcast)
     for event in (a_join(2), a_close(3)):
         await outbox.publish([outgoing(event, ["live"])])
+    await outbox.settled()
     await outbox.tell_unheard()
     assert heard == []
 
@@ -58,8 +59,10 @@ async def test_of_too_much_the_newest_is_kept_also_after_telling_has_failed_agai
     outbox = Outbox("attendance", MemoryBus(), broadcast)
     for seq in (1, 2, 3):
         await outbox.publish([told(seq)])
+    await outbox.settled()
     meanwhile = True
     await outbox.tell_unheard()
+    await outbox.settled()
 
     away = False
     await outbox.tell_unheard()
