@@ -215,7 +215,7 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         (units.ANSWERS, commands),
         (units.MILESTONES, {"ids": rolls[:32]}),
         (units.WRITE, {**nothing, "ids": rolls, **heads}),
-        (text(attempts.reading.written), {"ids": rolls, "sessions": sessions, "students": students}),
+        (text(attempts.reading.written), {"ids": rolls, "sessions": sessions, "students": students, "whole": rolls[:20]}),
         (text(attempts.writing.written), {**nothing, "ids": rolls, "versions": [1] * len(rolls), **heads, **leaving}),
         (columns.WHOLE_ROLL, {"session_id": "r1"}),
         (snapshots.HISTORY, {"session_id": "r1", "since": 3, "limit": 1000}),

@@ -1,4 +1,4 @@
-"""Joins are decided without a lock: whatever happens to the roll between reading and writing, nothing stale is written."""
+"""Joins are decided without a lock, mostly on what is known: whatever happens to the roll meanwhile, nothing stale counts."""
 
 import asyncio
 import itertools
@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from attendance_service.store import LOCKED_BATCHES
+from attendance_service.store import LOCKED_BATCHES, known
 from attendance_service.store.attempts import Attempt, Attempts
 from shared.database import Connection
-from shared.errors import Refused
+from shared.errors import NO_ROLL, Refused
 from shared.messages import Enrolled, SubmitRoll
 from tests.contract.roll_talk import (
     ADA,
@@ -42,12 +42,22 @@ def before_it_writes(monkeypatch: pytest.MonkeyPatch, meanwhile: Meanwhile) -> N
     """Have something happen, once, after the next attempt has been decided and before it is written."""
     write, left = Attempts.write, [meanwhile]
 
-    async def write_after(attempts: Attempts, connection: Connection, attempt: Attempt) -> bool:
+    async def write_after(attempts: Attempts, connection: Connection, attempt: Attempt) -> dict[str, int] | None:
         if left:
             await left.pop()()
         return await write(attempts, connection, attempt)
 
     monkeypatch.setattr(Attempts, "write", write_after)
+
+
+async def make_known(service: Service) -> None:
+    """Open a roll and have two join: after that the service knows it whole."""
+    await an_open_roll(service, students=[*STUDENTS, "yan", "zoe"])
+    for student in ("yan", "zoe"):
+        await service.do(to_join(student))
+    with statements(service.engine) as sent:
+        [again] = await service.do_all([to_join("zoe")])
+    assert (again.seq, len(sent)) == (3, 1)
 
 
 async def closed_and_reopened(other: Service) -> None:
@@ -71,19 +81,100 @@ async def closed_and_reopened(other: Service) -> None:
     ],
     ids=["closed", "submitted", "reopened", "removed", "another enrolled", "marked", "joined elsewhere", "another joined"],
 )
+@pytest.mark.parametrize("well_known", [False, True], ids=["read", "known"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "between deciding and writing"])
 async def test_a_join_is_decided_anew_when_its_roll_moved_on_meanwhile(
     replicas: list[Service],
     monkeypatch: pytest.MonkeyPatch,
     happens: Callable[[Service], Awaitable[Any]],
     answer: str | tuple[str, int],
+    well_known: bool,
+    late: bool,
 ) -> None:
-    await an_open_roll(replicas[0])
-    before_it_writes(monkeypatch, lambda: happens(replicas[1]))
+    await (make_known if well_known else an_open_roll)(replicas[0])
+    if late:
+        before_it_writes(monkeypatch, lambda: happens(replicas[1]))
+    else:
+        await happens(replicas[1])
 
     [joined] = await replicas[0].do_all([to_join("ann")])
 
-    assert (joined.code if isinstance(joined, Refused) else (joined.status, joined.seq)) == answer
+    # Two have joined before where the roll is known.
+    seq = 0 if isinstance(joined, Refused) else joined.seq - 2 * well_known
+    assert (joined.code if isinstance(joined, Refused) else (joined.status, seq)) == answer
     await all_is_well(replicas[0].engine)
+
+
+async def test_a_roll_at_work_here_and_nowhere_else_is_soon_not_read_any_more(replicas: list[Service]) -> None:
+    """First only what is touched is read, then all of it, and then nothing; not even for whoever is not on it."""
+    students = some_students(8)
+    await an_open_roll(replicas[0], students=students)
+    counts = []
+
+    for student in students[:4]:
+        with statements(replicas[0].engine) as sent:
+            await replicas[0].do(to_join(student))
+        counts.append(len(sent))
+    with statements(replicas[0].engine) as sent:
+        answers = await replicas[0].do_all([to_join(students[4]), to_join("eve")])
+
+    assert counts == [2, 2, 1, 1]
+    assert ([answers[0].seq, answers[1].code], len(sent)) == ([6, "not_enrolled"], 1)
+    await all_is_well(replicas[0].engine)
+
+
+async def test_what_changes_nothing_is_never_decided_on_what_is_known(replicas: list[Service]) -> None:
+    """A refusal would be a stale one; the other replica has let her in since."""
+    await make_known(replicas[0])
+    await replicas[1].do(changed(students=("ann", "eve"), roster_version=2))
+    await replicas[1].do(to_join("eve"))
+
+    [joined] = await replicas[0].do_all([to_join("eve")])
+
+    assert (joined.status, joined.seq) == ("present", 5)
+
+
+async def test_a_batch_at_a_known_roll_and_at_one_that_is_not_keeps_what_is_known(replicas: list[Service]) -> None:
+    await make_known(replicas[0])
+    answers = await replicas[0].do_all([to_join("ann"), to_join("ann", "nowhere")])
+    assert [answers[0].seq, answers[1].code] == [4, NO_ROLL]
+
+    with statements(replicas[0].engine) as sent:
+        await replicas[0].do(to_join("ben"))
+
+    assert len(sent) == 1
+    await all_is_well(replicas[0].engine)
+
+
+async def test_two_replicas_at_one_roll_read_what_they_touch_and_no_more(replicas: list[Service]) -> None:
+    """Each would else read it whole for the other's every commit."""
+    students = iter(some_students(60))
+    await an_open_roll(replicas[0], students=some_students(60))
+    for replica in replicas[:2] * 3:
+        await replica.do(to_join(next(students)))
+    counts = []
+
+    for replica in replicas[:2] * 4:
+        with statements(replica.engine) as sent:
+            await replica.do(to_join(next(students)))
+        counts.append(len(sent))
+
+    assert counts == [2] * 8
+    await all_is_well(replicas[0].engine)
+
+
+async def test_a_roll_that_is_large_is_not_read_whole(replicas: list[Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "LARGEST_ROLL", 7)
+    students = some_students(8)
+    await an_open_roll(replicas[0], students=students)
+    counts = []
+
+    for student in students[:4]:
+        with statements(replicas[0].engine) as sent:
+            await replicas[0].do(to_join(student))
+        counts.append(len(sent))
+
+    assert counts == [2] * 4
 
 
 async def test_a_name_that_changed_meanwhile_stays_changed(replicas: list[Service], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Whatever changes a record changes its roll's row with it. So who finds, under it
 records are as they were read, too. Where another stands there, nothing at all is written.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from attendance_service.rules import Record
 from attendance_service.store.columns import (
@@ -16,6 +16,7 @@ from attendance_service.store.columns import (
     ROLL_READ,
     TOUCHED,
     arrays,
+    names,
     read_roll,
     touched,
     write_records,
@@ -25,11 +26,16 @@ from attendance_service.store.drafts import Draft
 from shared.database import Connection, Statement
 from shared.outbox import Outbox
 
-# One statement sees one moment: first come the rolls, then the records touched, each with nulls in the other's columns.
+# Of some rolls all records; the limit, which no roll reaches, keeps the plan on the index as LATERAL does in TOUCHED.
+WHOLE = f"""SELECT {names(RECORD_READ, "r")} FROM unnest(CAST(:whole AS text[])) AS k (session_id)
+    CROSS JOIN LATERAL (SELECT {names(RECORD_READ)} FROM attendance.records
+        WHERE session_id = k.session_id LIMIT 1000000) AS r"""
+# One statement sees one moment: the rolls, the records touched, and those of whole rolls, with nulls in each other's columns.
 # `version` is the transaction that wrote the row: each that writes it again has another number.
 READ = f"""SELECT {", ".join(f"NULL AS r_{name}" for name in RECORD_READ)}, r.xmin AS version, {READ_ROLL}
     FROM attendance.rolls AS r WHERE session_id = ANY(CAST(:ids AS text[]))
-UNION ALL SELECT t.*, NULL, {", ".join(["NULL"] * len(ROLL_READ))} FROM ({TOUCHED}) AS t"""
+UNION ALL SELECT t.*, NULL, {", ".join(["NULL"] * len(ROLL_READ))} FROM ({TOUCHED}) AS t
+UNION ALL SELECT w.*, NULL, {", ".join(["NULL"] * len(ROLL_READ))} FROM ({WHOLE}) AS w"""
 # Locks in one order for every replica, as LOCK_ROLLS does; who waited for a lock looks at the row as it has become.
 HELD = """held AS MATERIALIZED (SELECT session_id FROM attendance.rolls WHERE session_id = ANY(CAST(:ids AS text[]))
         AND xmin = (CAST(:versions AS xid[]))[array_position(CAST(:ids AS text[]), session_id)]
@@ -43,6 +49,13 @@ class Attempt(Draft):
     def __init__(self) -> None:
         super().__init__()
         self.versions: dict[str, int] = {}
+        """Which version of each roll's row was read."""
+        self.whole: dict[str, dict[str, Record]] = {}
+        """All records of the rolls that were read whole, by student, as they were read."""
+
+    def rests_on_itself(self) -> bool:
+        """Whether each roll in it is written with it, so that what was decided holds only if all was as it was read."""
+        return self.rolls.keys() == {step.roll.session_id for step in self.steps}
 
 
 class Attempts:
@@ -55,14 +68,18 @@ class Attempts:
         self.writing = Statement(
             f"""WITH {HELD}, {write_records(f"WHERE {ALL_HELD}")}, {outbox.taking()},
             told AS ({outbox.adding(f"WHERE {ALL_HELD}")})
-            {write_rolls(HEAD)} AND {ALL_HELD} RETURNING 1"""
+            {write_rolls(HEAD)} AND {ALL_HELD} RETURNING r.session_id, r.xmin AS version"""
         )
 
-    async def read(self, connection: Connection, keys: Collection[tuple[str, str]]) -> Attempt:
-        """Read the rolls and records named by (session id, student id), everything as it stood at one moment."""
+    async def read(self, connection: Connection, keys: Collection[tuple[str, str]], whole: Sequence[str] = ()) -> Attempt:
+        """Read the rolls and records named by (session id, student id), everything as it stood at one moment.
+
+        Of the rolls named in `whole` all records are read.
+        """
         attempt = Attempt()
         ids = sorted({session_id for session_id, _ in keys})
-        for row in await self.reading.fetch(connection, {"ids": ids, **touched(keys)}):
+        alone = [key for key in keys if key[0] not in whole] if whole else keys
+        for row in await self.reading.fetch(connection, {"ids": ids, **touched(alone), "whole": list(whole)}):
             if row["version"] is None:
                 record = Record(*row[: len(RECORD_READ)])
                 attempt.records[record.session_id, record.student_id] = record
@@ -70,12 +87,20 @@ class Attempts:
                 roll = read_roll(row)
                 attempt.rolls[roll.session_id] = roll
                 attempt.versions[roll.session_id] = row["version"]
+        attempt.whole = {session_id: {} for session_id in whole if session_id in attempt.rolls}
+        if attempt.whole:
+            for (session_id, student_id), record in attempt.records.items():
+                if (records := attempt.whole.get(session_id)) is not None:
+                    records[student_id] = record
         return attempt
 
-    async def write(self, connection: Connection, attempt: Attempt) -> bool:
-        """Commit the steps on records that were taken, and their events; False, and nothing done, where a roll has moved on."""
+    async def write(self, connection: Connection, attempt: Attempt) -> dict[str, int] | None:
+        """Commit the steps on records that were taken, and their events; None, and nothing done, where a roll has moved on.
+
+        Return the version that the row of each roll written has now.
+        """
         if not attempt.steps:
-            return True
+            return {}
         changed = {}
         for step in attempt.steps:
             if step.record is None:
@@ -93,4 +118,4 @@ class Attempts:
                 **self._outbox.leaving(attempt.events),
             },
         )
-        return len(written) == len(ids)
+        return {row["session_id"]: row["version"] for row in written} if len(written) == len(ids) else None
