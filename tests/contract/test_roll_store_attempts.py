@@ -50,16 +50,6 @@ def before_it_writes(monkeypatch: pytest.MonkeyPatch, meanwhile: Meanwhile) -> N
     monkeypatch.setattr(Attempts, "write", write_after)
 
 
-async def make_known(service: Service) -> None:
-    """Open a roll and have two join: after that the service knows it whole."""
-    await an_open_roll(service, students=[*STUDENTS, "yan", "zoe"])
-    for student in ("yan", "zoe"):
-        await service.do(to_join(student))
-    with statements(service.engine) as sent:
-        [again] = await service.do_all([to_join("zoe")])
-    assert (again.seq, len(sent)) == (3, 1)
-
-
 async def closed_and_reopened(other: Service) -> None:
     """While the clock moves: what has come only once may have waited behind that."""
     await other.do(ended())
@@ -91,7 +81,7 @@ async def test_a_join_is_decided_anew_when_its_roll_moved_on_meanwhile(
     well_known: bool,
     late: bool,
 ) -> None:
-    await (make_known if well_known else an_open_roll)(replicas[0])
+    await an_open_roll(replicas[0 if well_known else 1])
     if late:
         before_it_writes(monkeypatch, lambda: happens(replicas[1]))
     else:
@@ -99,67 +89,73 @@ async def test_a_join_is_decided_anew_when_its_roll_moved_on_meanwhile(
 
     [joined] = await replicas[0].do_all([to_join("ann")])
 
-    # Two have joined before where the roll is known.
-    seq = 0 if isinstance(joined, Refused) else joined.seq - 2 * well_known
-    assert (joined.code if isinstance(joined, Refused) else (joined.status, seq)) == answer
+    assert (joined.code if isinstance(joined, Refused) else (joined.status, joined.seq)) == answer
     await all_is_well(replicas[0].engine)
 
 
-async def test_a_roll_at_work_here_and_nowhere_else_is_soon_not_read_any_more(replicas: list[Service]) -> None:
-    """First only what is touched is read, then all of it, and then nothing; not even for whoever is not on it."""
+async def statements_of(service: Service, *students: str) -> list[int]:
+    """Have students join one after the other; return how many statements each takes."""
+    counts = []
+    for student in students:
+        with statements(service.engine) as sent:
+            await service.do(to_join(student))
+        counts.append(len(sent))
+    return counts
+
+
+async def test_a_roll_that_was_opened_here_is_never_read_for_who_joins(replicas: list[Service]) -> None:
+    """Not even for whoever is not on it."""
     students = some_students(8)
     await an_open_roll(replicas[0], students=students)
-    counts = []
 
-    for student in students[:4]:
-        with statements(replicas[0].engine) as sent:
-            await replicas[0].do(to_join(student))
-        counts.append(len(sent))
+    assert await statements_of(replicas[0], *students[:4]) == [1] * 4
     with statements(replicas[0].engine) as sent:
         answers = await replicas[0].do_all([to_join(students[4]), to_join("eve")])
-
-    assert counts == [2, 2, 1, 1]
     assert ([answers[0].seq, answers[1].code], len(sent)) == ([6, "not_enrolled"], 1)
+    await all_is_well(replicas[0].engine)
+
+
+async def test_one_that_was_opened_elsewhere_is_read_for_a_while_then_whole_and_then_not_any_more(
+    replicas: list[Service],
+) -> None:
+    students = some_students(8)
+    await an_open_roll(replicas[1], students=students)
+
+    assert await statements_of(replicas[0], *students[:6]) == [2] * 4 + [1] * 2
     await all_is_well(replicas[0].engine)
 
 
 async def test_what_changes_nothing_is_never_decided_on_what_is_known(replicas: list[Service]) -> None:
     """A refusal would be a stale one; the other replica has let her in since."""
-    await make_known(replicas[0])
+    await an_open_roll(replicas[0])
     await replicas[1].do(changed(students=("ann", "eve"), roster_version=2))
     await replicas[1].do(to_join("eve"))
 
     [joined] = await replicas[0].do_all([to_join("eve")])
 
-    assert (joined.status, joined.seq) == ("present", 5)
+    assert (joined.status, joined.seq) == ("present", 3)
 
 
 async def test_a_batch_at_a_known_roll_and_at_one_that_is_not_keeps_what_is_known(replicas: list[Service]) -> None:
-    await make_known(replicas[0])
+    await an_open_roll(replicas[0])
     answers = await replicas[0].do_all([to_join("ann"), to_join("ann", "nowhere")])
-    assert [answers[0].seq, answers[1].code] == [4, NO_ROLL]
+    assert [answers[0].seq, answers[1].code] == [2, NO_ROLL]
 
-    with statements(replicas[0].engine) as sent:
-        await replicas[0].do(to_join("ben"))
-
-    assert len(sent) == 1
+    assert await statements_of(replicas[0], "ben") == [1]
     await all_is_well(replicas[0].engine)
 
 
 async def test_two_replicas_at_one_roll_read_what_they_touch_and_no_more(replicas: list[Service]) -> None:
     """Each would else read it whole for the other's every commit."""
-    students = iter(some_students(60))
-    await an_open_roll(replicas[0], students=some_students(60))
-    for replica in replicas[:2] * 3:
-        await replica.do(to_join(next(students)))
+    students = some_students(60)
+    await an_open_roll(replicas[0], students=students)
     counts = []
 
-    for replica in replicas[:2] * 4:
-        with statements(replica.engine) as sent:
-            await replica.do(to_join(next(students)))
-        counts.append(len(sent))
+    for number, student in enumerate(students[:30]):
+        counts += await statements_of(replicas[number % 2], student)
 
-    assert counts == [2] * 8
+    # First in vain on what it knew of the roll, and then under the lock for as long as others who meet there.
+    assert counts[-8:] == [2] * 8
     await all_is_well(replicas[0].engine)
 
 
@@ -167,14 +163,8 @@ async def test_a_roll_that_is_large_is_not_read_whole(replicas: list[Service], m
     monkeypatch.setattr(known, "LARGEST_ROLL", 7)
     students = some_students(8)
     await an_open_roll(replicas[0], students=students)
-    counts = []
 
-    for student in students[:4]:
-        with statements(replicas[0].engine) as sent:
-            await replicas[0].do(to_join(student))
-        counts.append(len(sent))
-
-    assert counts == [2] * 4
+    assert await statements_of(replicas[1], *students[:6]) == [2] * 6
 
 
 async def test_a_name_that_changed_meanwhile_stays_changed(replicas: list[Service], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +229,7 @@ async def test_who_waits_for_a_lock_under_which_nothing_changed_joins_at_once(
             await a_waiter(rolls_engine)
         assert (await joining).seq == 2
 
-    assert len(sent) == 2
+    assert len(sent) == 1
     await all_is_well(rolls_engine)
 
 
@@ -256,7 +246,7 @@ async def test_after_an_attempt_in_vain_batches_lock_for_a_while(
 ) -> None:
     """Two replicas that are busy with one roll do not do all work twice."""
     students = iter(some_students(40))
-    await an_open_roll(replicas[0], students=some_students(40))
+    await an_open_roll(replicas[1], students=some_students(40))
     before_it_writes(monkeypatch, lambda: replicas[1].do(to_join(next(students))))
     await replicas[0].do(to_join(next(students)))
 

@@ -84,7 +84,6 @@ class RollStore:
         together; raises Unavailable when Postgres is away or a lock was not had in time.
         """
         wanted = set(keys)
-        self._known.changed_here({session_id for session_id, _ in wanted})
         async with transaction(self._engine) as connection:
             unit = Unit(connection)
             await unit.lock({session_id for session_id, _ in wanted})
@@ -93,6 +92,7 @@ class RollStore:
             await unit.write()
             if unit.events:
                 await self._outbox.add(connection, unit.events)
+        self._known.written(unit)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:

@@ -10,15 +10,16 @@ from typing import Final
 
 from attendance_service.rules import Record, Roll
 from attendance_service.store.attempts import Attempt
+from attendance_service.store.units import Unit
 
 MOST_RECORDS: Final = 50_000
 """How many records are kept, of all rolls together: some 20 MB."""
 LARGEST_ROLL: Final = 2_000
 """A roll of more students is not read whole: that would hold up those who wait."""
 _MOST_ROLLS: Final = 10_000
-_FIRST, _CONTESTED, _OURS = 1, 16, 2
-"""For how many batches only the records touched are read: of a roll that is new here, of one that another replica has
-changed, of one that this process has changed under its lock."""
+_FIRST, _CONTESTED = 3, 16
+"""For how many batches only the records touched are read: of a roll that was opened elsewhere or has been changed under its
+lock, and of one that another replica has changed. Where hundreds join in one batch, few batches are all there are."""
 
 _NEVER: Final = 1 << 62
 
@@ -69,6 +70,18 @@ class Known:
                 whole.append(session_id)
         return whole
 
+    def written(self, unit: Unit) -> None:
+        """Keep the rolls that a unit has opened, and forget the others it is about, now that it is written."""
+        for session_id in unit.rolls.keys() - unit.opened.keys():
+            self._forget(session_id, _FIRST)
+        records: dict[str, dict[str, Record]] = {session_id: {} for session_id in unit.opened}
+        for (session_id, student_id), record in unit.records.items():
+            if session_id in records:
+                records[session_id][student_id] = record
+        for session_id, version in unit.opened.items():
+            self._put(session_id, _Kept(unit.rolls[session_id], version, records[session_id]))
+        self._keep_within_bounds()
+
     def met(self, rolls: Iterable[Roll]) -> None:
         """Take note of rolls that were read, and of those that are too large to be read whole."""
         for roll in rolls:
@@ -91,22 +104,21 @@ class Known:
                 kept.records.update(records)
             else:
                 self._drop(session_id)
-        while self._records > self._most_records:
-            self._drop(next(iter(self._rolls)))
+        self._keep_within_bounds()
 
     def contested(self, session_ids: Iterable[str]) -> None:
         """Forget rolls that another replica has changed: while both are at them, what either knows is old."""
         for session_id in session_ids:
-            if session_id in self._rolls:
-                self._drop(session_id)
-                self._wait(session_id, _CONTESTED)
+            self._forget(session_id, _CONTESTED)
 
-    def changed_here(self, session_ids: Iterable[str]) -> None:
-        """Forget rolls that this process is about to change under their locks."""
-        for session_id in session_ids:
-            if session_id in self._rolls:
-                self._drop(session_id)
-                self._wait(session_id, _OURS)
+    def _forget(self, session_id: str, batches: int) -> None:
+        if session_id in self._rolls:
+            self._drop(session_id)
+            self._wait(session_id, batches)
+
+    def _keep_within_bounds(self) -> None:
+        while self._records > self._most_records:
+            self._drop(next(iter(self._rolls)))
 
     def _put(self, session_id: str, kept: _Kept) -> None:
         self._drop(session_id)

@@ -63,7 +63,7 @@ OPEN_ROLL = text(
     f"""INSERT INTO attendance.rolls (session_id, course_id, opened_at, {names(HEAD)}, {names(DETAILS)})
     VALUES (:session_id, :course_id, :opened_at, {", ".join(f":{name}" for name in HEAD)},
         {", ".join(f"CAST(:{name} AS {kind})" for name, kind in DETAILS.items())})
-    ON CONFLICT (session_id) DO NOTHING RETURNING session_id"""
+    ON CONFLICT (session_id) DO NOTHING RETURNING xmin AS version"""
 )
 WRITE_MILESTONES = text(
     """INSERT INTO attendance.milestones (session_id, seq, body)
@@ -102,7 +102,8 @@ class Unit(Draft):
         super().__init__()
         self._connection = connection
         self._loaded: dict[str, Roll] = {}
-        self._opened: set[str] = set()
+        self.opened: dict[str, int] = {}
+        """The rolls that are new, each with the version of its row."""
         self._read_whole: set[str] = set()
         self._amended: set[tuple[str, str]] = set()
         self._answers: dict[tuple[str, str, str], _Answer] = {}
@@ -183,10 +184,11 @@ class Unit(Draft):
         roll = step.roll
         values = {"session_id": roll.session_id, "course_id": roll.session.course_id, "opened_at": roll.opened_at}
         values |= {name: getattr(roll, name) for name in HEAD} | details(roll)
-        if await self._connection.scalar(OPEN_ROLL, values) is None:
+        version = await self._connection.scalar(OPEN_ROLL, values)
+        if version is None:
             return False
         self._loaded[roll.session_id] = roll
-        self._opened.add(roll.session_id)
+        self.opened[roll.session_id] = version
         self.take(step)
         for record in records:
             self.amend(record)
@@ -216,7 +218,11 @@ class Unit(Draft):
         heads = [roll for roll in moved if roll.seq != self._loaded[roll.session_id].seq]
         detailed = [roll for roll in moved if self._has_new_details(roll)]
         # Whoever reads without a lock goes by the roll's row.
-        if stray := {session_id for session_id, _ in changed} - self._opened - {r.session_id for r in (*heads, *detailed)}:
+        if (
+            stray := {session_id for session_id, _ in changed}
+            - self.opened.keys()
+            - {r.session_id for r in (*heads, *detailed)}
+        ):
             raise ValueError(f"records changed, and not their rolls: {stray}")
         if changed or self.steps or heads:
             records = [RECORD_ROW(self.records[key]) for key in sorted(changed)]
