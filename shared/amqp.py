@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
+from random import randrange
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -41,7 +42,9 @@ log = structlog.get_logger()
 SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
 _PREFETCH = 32
+_PRIORITIES = 1 << 30
 _HEARTBEAT_SECONDS = 10
+_LOOKS, _LOOK_SECONDS = 3, 0.02
 _REASON_CHARACTERS = 1000
 _PERSISTENT, _TRANSIENT = 2, 1
 
@@ -99,6 +102,7 @@ class AmqpBus:
         self._incoming = _Incoming(self._url)
         self._coalescers: dict[str, Coalescer] = {}
         self._inboxes: dict[str, AmqpInbox] = {}
+        self._priority = randrange(_PRIORITIES)
         self._answers: _Answers | None = None
         self._closed = False
 
@@ -182,7 +186,7 @@ class AmqpBus:
         """Begin to consume a queue, in the background; asked again, hand out the same inbox."""
         inbox = self._inboxes.get(queue)
         if inbox is None:
-            inbox = self._inboxes[queue] = AmqpInbox(queue, self._outgoing)
+            inbox = self._inboxes[queue] = AmqpInbox(queue, self._outgoing, self._priority)
             self._incoming.add(inbox)
         return inbox
 
@@ -301,7 +305,6 @@ class _Outgoing(_Line):
                         routing_key=key,
                         properties=properties,
                         mandatory=mandatory,
-                        wait=False,
                     )
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
@@ -381,11 +384,20 @@ class _Incoming(_Line):
             PARKED.set((await self._control.queue_declare(topology.PARKING, passive=True)).message_count or 0)
             passed_over: set[str] = set()
             for consumer in self._consumers:
-                if consumer.idle and (await self._control.queue_declare(consumer.queue, passive=True)).message_count:
+                if consumer.idle and await self._waits(consumer.queue):
                     passed_over.add(consumer.queue)
         silent, self._passed_over = passed_over & self._passed_over, passed_over
         if silent:
             raise ConnectionError(f"messages wait, and none comes: {', '.join(sorted(silent))}")
+
+    async def _waits(self, queue: str) -> bool:
+        """Say whether messages wait: in a queue that another replica empties there are some now and then, not at each look."""
+        assert self._control is not None
+        for _ in range(_LOOKS):
+            if not (await self._control.queue_declare(queue, passive=True)).message_count:
+                return False
+            await asyncio.sleep(_LOOK_SECONDS)
+        return True
 
     async def _start_now(self, consumer: _Consumer) -> None:
         lose = self.lose
@@ -439,9 +451,11 @@ class _Answers:
 class AmqpInbox:
     """Implements `bus.Inbox`. After the bus is closed, `take` waits for ever."""
 
-    def __init__(self, queue: str, outgoing: _Outgoing) -> None:
+    def __init__(self, queue: str, outgoing: _Outgoing, priority: int) -> None:
+        """Of all replicas that can take more, the broker gives a message to the one of the highest priority."""
         self.queue = queue
         self.outgoing = outgoing
+        self._priority = priority
         self._arrived: deque[AmqpDelivery] = deque()
         self._arrival = asyncio.Event()
         self._heard = False
@@ -481,7 +495,7 @@ class AmqpInbox:
             self.arrive(AmqpDelivery(message, self))
 
         await channel.basic_qos(prefetch_count=_PREFETCH)
-        await channel.basic_consume(self.queue, receive)
+        await channel.basic_consume(self.queue, receive, arguments={"x-priority": self._priority})
 
     def stop(self) -> None:
         """Forget what was not taken: the broker delivers it again."""

@@ -4,10 +4,12 @@ Everything here runs on a node of its own, since it is stopped and starved. Most
 """
 
 import asyncio
+import json
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
+from itertools import chain
 from pathlib import Path
 
 import aio_pika
@@ -331,6 +333,32 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
         (last,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         await last.ack()
         assert not inbox._unfinished
+
+
+async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_another(url: str) -> None:
+    """So that those who join one lecture meet in one batch, and not in two that are in each other's way."""
+    async with open_amqp(url) as sender, open_amqp(url) as one, open_amqp(url) as other:
+        for replica in (one, other):
+            replica.inbox(ATTENDANCE_COMMANDS)
+        await two_consume(sender)
+        for number in range(2 * amqp._PREFETCH):
+            await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
+
+        shares = [await take(replica, ATTENDANCE_COMMANDS, amqp._PREFETCH) for replica in (one, other)]
+
+        bodies = sorted([json.loads(delivery.body)[0] for delivery in share] for share in shares)
+        assert bodies == [list(range(amqp._PREFETCH)), list(range(amqp._PREFETCH, 2 * amqp._PREFETCH))]
+        for delivery in chain(*shares):
+            await delivery.ack()
+
+
+async def two_consume(bus: AmqpBus) -> None:
+    """Wait until two consume the attendance commands."""
+    control = bus._outgoing._control
+    assert control is not None
+    async with asyncio.timeout(30):
+        while (await control.queue_declare(ATTENDANCE_COMMANDS, passive=True)).consumer_count != 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replaced(node: Node, url: str) -> None:
