@@ -241,3 +241,15 @@ async def test_a_lock_that_is_not_had_in_time_is_unavailable_and_nothing_is_done
             await service.do(to_join("ann"))
 
     assert (await service.do(to_join("ann"))).seq == 2
+
+
+async def test_hundreds_who_join_in_one_commit_change_their_records_in_place(service: Service) -> None:
+    """Updates that find room on their page stay out of the indexes, which would grow by as many entries."""
+    students = some_students(500)
+    await an_open_roll(service, students=students)
+    sizes = "SELECT pg_relation_size('attendance.records_pkey') + pg_relation_size('attendance.records_student_id')"
+    before = await value(service.engine, sizes)
+
+    await service.do_all([to_join(student) for student in students])
+
+    assert await value(service.engine, sizes) == before
