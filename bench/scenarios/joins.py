@@ -47,10 +47,12 @@ def spread(run: Run) -> Iterator[Row]:
 
 
 def burst(run: Run) -> Iterator[Row]:
-    """One lecture, whose students all join within one second."""
-    seconds = run.sizes.burst_seconds
-    workload = Workload(students=run.sizes.burst, lectures=1, within_seconds=seconds)
-    yield from in_turns(run, "burst", f"{run.sizes.burst:,} within {seconds:g} s", rivals(run), workload)
+    """One lecture, whose students all join within one second: at once, as when the teacher says so, and spread over it."""
+    students, seconds = run.sizes.burst, run.sizes.burst_seconds
+    at_once = Workload(students=students, lectures=1, in_flight=students)
+    yield from in_turns(run, "burst", f"{students:,} at once", rivals(run), at_once)
+    evenly = Workload(students=students, lectures=1, within_seconds=seconds)
+    yield from in_turns(run, "burst", f"{students:,} spread over {seconds:g} s", rivals(run), evenly)
 
 
 def quiet(run: Run) -> Iterator[Row]:
