@@ -51,6 +51,18 @@ async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(databa
         await engine.dispose()
 
 
+async def described(database: str, schema: str) -> list[tuple[Any, ...]]:
+    """All that the schema of a database has, its types included."""
+    engine = open_engine(database, application="test")
+    try:
+        async with engine.connect() as connection:
+            types = text("SELECT typname FROM pg_type WHERE typnamespace = CAST(:schema AS regnamespace) ORDER BY typname")
+            named = [tuple(row) for row in await connection.execute(types, {"schema": schema})]
+            return [*named, *await catalog(connection, schema)]
+    finally:
+        await engine.dispose()
+
+
 async def catalog(connection: AsyncConnection, schema: str) -> list[tuple[Any, ...]]:
     """All columns, indexes and constraints of the schema, but for Alembic's own table."""
     described: list[tuple[Any, ...]] = []
@@ -74,9 +86,12 @@ async def test_a_service_does_not_start_on_the_schema_before_the_newest(database
     config.set_main_option("script_location", f"{package}:migrations")
     config.attributes["url"] = database
     await asyncio.to_thread(alembic.upgrade, config, "head")
-    async with open_database(database, schema=tables.SCHEMA, newest=tables.NEWEST):
-        pass
-    await asyncio.to_thread(alembic.downgrade, config, "-1")
+    newest = await described(database, tables.SCHEMA)
+    while await described(database, tables.SCHEMA) == newest:
+        # What only says how things lie on the disk, a service can do without.
+        async with open_database(database, schema=tables.SCHEMA, newest=tables.NEWEST):
+            pass
+        await asyncio.to_thread(alembic.downgrade, config, "-1")
     with pytest.raises(StartupFailed, match=f"has an older schema {tables.SCHEMA}; run `rollcall migrate`"):
         async with open_database(database, schema=tables.SCHEMA, newest=tables.NEWEST):
             pass

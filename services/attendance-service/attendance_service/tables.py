@@ -7,7 +7,7 @@ from shared.outbox import outbox_table
 
 SCHEMA = "attendance"
 NEWEST = "entry_row"
-"""What the last migration has made: a service does not start where that is missing."""
+"""What the last migration has made that the code needs: a service does not start where that is missing."""
 ID = Text(collation="C")
 metadata = MetaData(schema=SCHEMA)
 
