@@ -67,8 +67,9 @@ class Ear:
     closed = False
     address = "192.0.2.1"
 
-    def __init__(self, member: Member) -> None:
-        self.member = member
+    def __init__(self, sid: str, namespace: str, user_id: str, role: Role, kind: Kind) -> None:
+        self.member = Member(sid, namespace, user_id, role, kind, self)
+        self.namespaces = {namespace: sid}
         self.heard: list[tuple[str, dict[str, Any]]] = []
         self.times: list[float] = []
         self.farewells = 0
@@ -79,11 +80,12 @@ class Ear:
         assert packet.data.startswith("1")
         self.farewells += 1
 
-    def put(self, message: Message) -> None:
-        name, payload = json.decode(message.body[message.body.index(b"[") :])
-        self.heard.append((name, payload))
-        if name == "attendanceProgress":
-            self.times.append(time.monotonic())
+    def put(self, message: Message | None) -> None:
+        for packet in () if message is None else message.packets:
+            name, payload = json.decode(packet[packet.index(b"[") :])
+            self.heard.append((name, payload))
+            if name == "attendanceProgress":
+                self.times.append(time.monotonic())
 
     def of(self, name: str) -> list[dict[str, Any]]:
         return [payload for event, payload in self.heard if event == name]
@@ -115,14 +117,12 @@ class World:
         self.gateway_id = uuid4().hex
         self.manager = Manager(url, channel=self.names.control_channel())
         self.server = Server(async_mode="aiohttp", client_manager=self.manager, json=Json, namespaces=list(NAMESPACES))
-        self.relay = Relay(self.manager, self.read_roll)
+        self.relay = Relay(self.read_roll)
         self.listener = Listener(redis, self.names.heartbeat_channel(self.gateway_id))
         self.errands = Errands()
-        self.rooms = Rooms(
-            self.manager, redis, self.names, self.listener, self.errands, self.fetch, self.relay.tell, self.relay.tell_left
-        )
+        self.rooms = Rooms(redis, self.names, self.listener, self.errands, self.fetch, self.relay.tell, self.relay.tell_left)
         self.presence = Presence(redis, self.names, self.listener, self.gateway_id, utc_now, self.rooms.staffed)
-        self.watchers = Watchers(self.manager, self.relay.tell_turn, self.relay.tell_active)
+        self.watchers = Watchers(self.relay.tell_turn, self.relay.tell_active)
         self.courses = Courses(
             self.names,
             self.listener,
@@ -243,7 +243,7 @@ class World:
         eio_sid = uuid4().hex
         sid = await self.manager.connect(eio_sid, namespace)
         role = role or ("teacher" if kind == "staff" else "student")
-        ear = Ear(Member(sid, namespace, user_id or ("ada" if kind == "staff" else "s2"), role, kind))
+        ear = Ear(sid, namespace, user_id or ("ada" if kind == "staff" else "s2"), role, kind)
         self.server.eio.sockets[eio_sid] = ear
         return ear
 

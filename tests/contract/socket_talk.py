@@ -50,10 +50,7 @@ class AQuestion:
 class AReply(Reply):
     """The way back to an ear, which keeps the acknowledgement."""
 
-    def __init__(self, world: World, ear: Ear) -> None:
-        link: Any = ear
-        super().__init__(world.manager, link, ear.member.namespace, "", ear.member.sid)
-        self.given: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    given: asyncio.Future[Any] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def give(self, answer: Any, event: str | None = None) -> None:
         super().give(answer, event)
@@ -190,6 +187,7 @@ class Gateway:
 
     async def ask(self, ear: Ear, event: str, **payload: Any) -> Any:
         """Have a command done as one that has come; None where nobody is answered."""
-        reply = AReply(self.world, ear)
+        link: Any = ear
+        reply = AReply(link, ear.member.namespace, "", ear.member.sid)
         self.attendance.begin(reply, event, [payload], len(msgspec.json.encode(payload)))
         return await reply.given

@@ -39,7 +39,7 @@ async def test_who_asks_who_is_online_hears_in_time_where_redis_is_silent() -> N
     requests = Requests(cast(Any, AnsweringCalls()), lambda: NOW + timedelta(seconds=SPENT_SECONDS))
     presence: Any = SilentPresence()
     commands = Commands(nothing, requests, nothing, nothing, nothing, presence).table()
-    socket = Socket("sid", "/", User(Actor("ada", "Ada", "teacher"), NOW), NOW)
+    socket = Socket("sid", "/", nothing, User(Actor("ada", "Ada", "teacher"), NOW), NOW)
     command = commands["getOnlineStudents"]
     assert command.do is not None
     asked = Asked(socket, SessionCommandPayload(session_id="5e55"), NOW, command, nothing)

@@ -1,10 +1,9 @@
-"""The manager's rooms: a socket leaves just those it is in, without a look at any other."""
+"""The manager's sockets: each is found by its own name, and leaves nothing behind."""
 
-import asyncio
+from typing import Any
 
 import pytest
 
-from gateway.engine.outbound import Message
 from gateway.engine.server import NAMESPACES, Json, Manager, Server
 
 
@@ -19,20 +18,15 @@ async def connected(manager: Manager, eio_sid: str, namespace: str = "/") -> str
     return str(await manager.connect(eio_sid, namespace))
 
 
-async def test_who_disconnects_is_in_no_room_any_more_and_leaves_nothing_behind(manager: Manager) -> None:
+async def test_who_disconnects_leaves_nothing_behind(manager: Manager) -> None:
     sids = [await connected(manager, "one"), await connected(manager, "two")]
-    for sid in sids:
-        assert manager.enter_here(sid, "/", "roll:x")
     manager.pre_disconnect(sids[0], "/")
 
     manager.basic_disconnect(sids[0], "/")
 
-    assert manager.get_rooms(sids[0], "/") == []
-    assert manager.get_rooms(sids[1], "/") == ["roll:x"]
-    assert not manager.is_connected(sids[0], "/")
-    assert not manager.enter_here(sids[0], "/", "roll:x")
+    assert [manager.is_connected(sid, "/") for sid in sids] == [False, True]
     manager.basic_disconnect(sids[1], "/")
-    assert (manager.rooms, manager._rooms_of, manager.pending_disconnect) == ({}, {}, {})
+    assert (manager.rooms, manager.pending_disconnect) == ({}, {})
 
 
 async def test_a_handshake_that_is_refused_leaves_nothing_behind(manager: Manager) -> None:
@@ -40,30 +34,27 @@ async def test_a_handshake_that_is_refused_leaves_nothing_behind(manager: Manage
 
     manager.basic_disconnect(sid, "/")
 
-    assert (manager.rooms, manager._rooms_of, manager.pending_connect) == ({}, {}, {})
+    assert (manager.rooms, manager.pending_connect) == ({}, {})
 
 
-async def test_who_leaves_a_room_hears_no_more_of_it_and_may_come_back(manager: Manager) -> None:
-    sid = await connected(manager, "one")
-    heard: list[str] = []
-    manager.server.eio.sockets["one"] = _Ear(heard)
-    manager.enter_here(sid, "/", "roll:x")
+async def test_a_socket_is_alone_in_the_room_of_its_own_name(manager: Manager) -> None:
+    sids = [await connected(manager, "one"), await connected(manager, "two")]
 
-    manager.leave_here(sid, "/", "roll:x")
-    manager.leave_here(sid, "/", "roll:x")
-    manager.emit_here("first", {}, "roll:x")
-    manager.enter_here(sid, "/", "roll:x")
-    manager.emit_here("second", {}, "roll:x")
-    await asyncio.sleep(0)
-
-    assert heard == ['42["second",{}]']
+    assert list(manager.get_participants("/", sids[1])) == [(sids[1], "two")]
+    assert list(manager.get_participants("/", None)) == [(sids[0], "one"), (sids[1], "two")]
+    assert list(manager.get_participants("/attendance", sids[1])) == []
 
 
-class _Ear:
-    closed = False
+async def test_one_socket_is_told_while_it_is_there(manager: Manager) -> None:
+    heard: list[tuple[bytes, ...]] = []
+    link: Any = type("Link", (), {"closed": False, "put": lambda self, message: heard.append(message.packets)})()
+    sid = await connected(manager, "one", "/attendance")
+    manager.server.eio.sockets["one"] = link
 
-    def __init__(self, heard: list[str]) -> None:
-        self._heard = heard
+    manager.emit_here("first", {}, sid, "/attendance")
+    link.closed = True
+    manager.emit_here("second", {}, sid, "/attendance")
+    manager.basic_disconnect(sid, "/attendance")
+    manager.emit_here("third", {}, sid, "/attendance")
 
-    def put(self, message: Message) -> None:
-        self._heard.append(message.body.decode())
+    assert heard == [(b'42/attendance,["first",{}]',)]

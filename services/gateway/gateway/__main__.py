@@ -102,11 +102,11 @@ async def _serving(
     manager = Manager(settings.redis_url, channel=names.control_channel(), logger=quiet_logger())
     gateway_id = uuid4().hex
     listener = Listener(redis, names.heartbeat_channel(gateway_id))
-    relay = Relay(manager, partial(requests.read_roll, GATEWAY))
+    relay = Relay(partial(requests.read_roll, GATEWAY))
     errands = Errands()
-    rooms = Rooms(manager, redis, names, listener, errands, requests.read_changes, relay.tell, relay.tell_left)
+    rooms = Rooms(redis, names, listener, errands, requests.read_changes, relay.tell, relay.tell_left)
     presence = Presence(redis, names, listener, gateway_id, clock, rooms.staffed)
-    watchers = Watchers(manager, relay.tell_turn, relay.tell_active)
+    watchers = Watchers(relay.tell_turn, relay.tell_active)
     courses = Courses(
         names, listener, errands, rooms, watchers, presence, requests.read_standing, requests.read_active_sessions
     )

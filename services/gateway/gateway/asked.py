@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from msgspec import Struct
+
 from gateway.auth import User
+from gateway.engine.fanout import Connection
 from gateway.engine.server import Reply
 from gateway.payloads import MAX_PAYLOAD_BYTES, CommandPayload
 from gateway.requests import Question
@@ -21,6 +24,7 @@ class Socket:
 
     sid: str
     namespace: str
+    link: Connection
     user: User
     until: datetime
     """When it is cut off, unless its token is refreshed."""
@@ -36,7 +40,7 @@ class Socket:
     def member(self, kind: Kind) -> Member:
         """Make a listener of it."""
         actor = self.user.actor
-        return Member(self.sid, self.namespace, actor.id, actor.role, kind)
+        return Member(self.sid, self.namespace, actor.id, actor.role, kind, self.link)
 
     def take_turn(self, about: str) -> asyncio.Future[None] | None:
         """Take the place of one more command about something: None when it may begin, else what it must wait for.
@@ -62,7 +66,7 @@ class Socket:
         del self.turns[about]
 
 
-class Asked(NamedTuple):
+class Asked(Struct, frozen=True):
     """One command a socket has sent: what it says, when it came, and the way back."""
 
     socket: Socket
@@ -77,7 +81,7 @@ class Asked(NamedTuple):
         return self.socket.user.actor
 
 
-class Answer(NamedTuple):
+class Answer(Struct, frozen=True):
     """What the caller is acknowledged, and the event that carries the same to them; None where there is none."""
 
     event: str | None

@@ -167,7 +167,8 @@ class Commands:
         async with self._courses.entering(payload.course_id) as course:
             since = course.turns
             read, active = await self._active(asked)
-            self._watchers.admit(course, asked.socket.member(_kind(asked.actor, read)), since, active)
+            if not asked.socket.gone:
+                self._watchers.admit(course, asked.socket.member(_kind(asked.actor, read)), since, active)
         return _active_sessions(payload.course_id, active)
 
     async def _unsubscribe(self, asked: Asked) -> Answer:
@@ -219,6 +220,8 @@ class Commands:
     def _let_in(
         self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True
     ) -> None:
+        if socket.gone:
+            return
         member = socket.member(kind)
         self._rooms.admit(room, member, seq, course_id=course_id, statistics_known=statistics_known)
         self._courses.host(course_id)

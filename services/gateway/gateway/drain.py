@@ -92,7 +92,7 @@ class Drain:
             for number, (sid, eio_sid) in enumerate(sockets):
                 moment = moments.setdefault(eio_sid, began + random.uniform(0, seconds))
                 farewell = {"reconnect_in_ms": round((moment - began) * 1000)}
-                self._manager.emit_here("serverDraining", farewell, sid, namespaces=(namespace,))
+                self._manager.emit_here("serverDraining", farewell, sid, namespace)
                 if number % 100 == 99:
                     await asyncio.sleep(0)
         return moments

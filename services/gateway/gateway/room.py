@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, Literal
@@ -10,6 +10,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.engine.fanout import Connection
 from shared.messages import ChangesRead, Event, EventData, Role, RollChanged, decode_event
 
 _RECENT_EVENTS: Final = 256
@@ -18,13 +19,14 @@ Kind = Literal["staff", "student"]
 
 
 class Member(Struct, frozen=True):
-    """One socket that listens: its user, and whether as staff or as a student."""
+    """One socket that listens: its user, whether as staff or as a student, and the connection that leads to it."""
 
     sid: str
     namespace: str
     user_id: str
     role: Role
     kind: Kind
+    link: Connection
 
     def dismissed_by(self, teacher_ids: Collection[str]) -> bool:
         """Say whether they may not stay where only these teach: a teacher who is none of them."""
@@ -59,30 +61,17 @@ class Room:
     telling: asyncio.Task[None] | None = None
     progress_due: asyncio.TimerHandle | None = None
     progress_at: float = 0.0
-    _students: dict[str, dict[str, Member]] = field(default_factory=dict)
-
-    @property
-    def staff(self) -> str:
-        """The Socket.IO room of the staff."""
-        return f"staff:{self.session_id}"
-
-    @property
-    def everyone(self) -> str:
-        """The Socket.IO room of all who listen."""
-        return f"roll:{self.session_id}"
-
-    def names_for(self, member: Member) -> tuple[str, ...]:
-        """The Socket.IO rooms this member belongs to."""
-        return (self.everyone, self.staff) if member.kind == "staff" else (self.everyone,)
+    _students: dict[str, tuple[Member, ...]] = field(default_factory=dict)
 
     def add(self, member: Member) -> None:
         """Count a socket in, or in as what it is now."""
-        self._uncount(member.sid)
+        if member.sid in self.members:
+            self._uncount(member.sid)
         self.members[member.sid] = member
         if member.kind == "staff":
             self.staff_members[member.sid] = member
         else:
-            self._students.setdefault(member.user_id, {})[member.sid] = member
+            self._students[member.user_id] = (*self.of_student(member.user_id), member)
 
     def remove(self, sid: str) -> Member | None:
         """Count a socket out; None when it was not in."""
@@ -92,9 +81,11 @@ class Room:
     def _uncount(self, sid: str) -> Member | None:
         member = self.members.pop(sid, None)
         self.staff_members.pop(sid, None)
-        if member is not None and (own := self._students.get(member.user_id)) is not None:
-            own.pop(sid, None)
-            if not own:
+        if member is not None and member.kind == "student":
+            others = tuple(each for each in self.of_student(member.user_id) if each is not member)
+            if others:
+                self._students[member.user_id] = others
+            else:
                 del self._students[member.user_id]
         return member
 
@@ -112,27 +103,26 @@ class Room:
 
     def of_student(self, student_id: str) -> tuple[Member, ...]:
         """List a student's own sockets, without looking at anybody else's: one commit may change hundreds of records."""
-        return tuple(self._students.get(student_id, {}).values())
+        return self._students.get(student_id, ())
 
-    def behind(self, seq: int) -> list[Member]:
-        """List the members whose answers did not tell them of `seq` already."""
-        return [member for member in self.members.values() if self.ahead.get(member.sid, 0) < seq]
-
-    def knowing(self, seq: int, among: Iterable[str]) -> list[str]:
-        """List those of these sockets whose answers told them of `seq` already."""
-        return [sid for sid in among if self.ahead.get(sid, 0) >= seq] if self.ahead else []
+    def behind(self, seq: int, among: Mapping[str, Member]) -> list[Member]:
+        """List those of these members whose answers did not tell them of `seq` already."""
+        return [member for sid, member in among.items() if self.ahead.get(sid, 0) < seq]
 
     def said_since(self, seq: int) -> list[Event[EventData]] | None:
         """List what was told after a number, as far as it is told; None where that is not remembered any more."""
+        if self.seq is None or seq >= self.seq:
+            return []
         said = [after(event, seq) for event in takewhile(lambda event: event.sequence > seq, reversed(self.recent))]
         said.reverse()
-        if self.seq is not None and seq < self.seq and (not said or said[0].data.first_seq > seq + 1):
-            return None
-        return said
+        return said if said and said[0].data.first_seq <= seq + 1 else None
 
     def last_change(self, seq: int) -> list[Event[EventData]]:
-        """Give the last event, without the changes that are known as of `seq`, when it is as of then and told of records."""
-        last = self.recent[-1] if self.recent and seq == self.seq else None
+        """Give the last event, without the changes that are known as of `seq`, when it is as of then and told of records.
+
+        Not while the room is to be told of its statistics anyway: hundreds come in with the same event.
+        """
+        last = self.recent[-1] if self.recent and seq == self.seq and self.progress_due is None else None
         if last is None or not isinstance(last.data, RollChanged):
             return []
         return [replace(last, data=replace(last.data, first_seq=seq + 1, changes=()))]

@@ -14,7 +14,6 @@ import structlog
 from msgspec import MsgspecError
 from redis.asyncio import Redis
 
-from gateway.engine.server import Manager
 from gateway.errands import Errands
 from gateway.presence import Left, decode_left
 from gateway.room import Member, Room, without_gaps
@@ -39,7 +38,6 @@ class Rooms:
 
     def __init__(
         self,
-        manager: Manager,
         redis: Redis,
         names: Names,
         listener: Listener,
@@ -49,7 +47,6 @@ class Rooms:
         tell_left: TellLeft,
     ) -> None:
         """`fetch(session_id, since_seq)` reads what was missed; `tell` and `tell_left` are the relay's."""
-        self._manager = manager
         self._redis = redis
         self._names = names
         self._listener = listener
@@ -139,9 +136,6 @@ class Rooms:
             if (more := self._told(room, event, member)) is not None:
                 self._errands.start(self._in_turn(room, member, event.sequence, more))
                 return
-        if not all([self._manager.enter_here(member.sid, member.namespace, name) for name in room.names_for(member)]):
-            self._forget(room, member.sid)
-            return
         del room.entering[member.sid]
         known = member.sid in room.members
         room.add(member)
@@ -189,19 +183,16 @@ class Rooms:
         room = self._rooms.get(session_id)
         if room is None or (listener := room.listener(sid)) is None:
             return None
-        if (member := self._forget(room, sid)) is not None:
-            for name in room.names_for(member):
-                self._manager.leave_here(sid, member.namespace, name)
+        self._forget(room, sid)
         return listener
 
-    def _forget(self, room: Room, sid: str) -> Member | None:
-        """Count a socket out; None when it was at most on its way in."""
+    def _forget(self, room: Room, sid: str) -> None:
         room.entering.pop(sid, None)
         rooms = self._by_socket.get(sid, set())
         rooms.discard(room.session_id)
         if not rooms:
             self._by_socket.pop(sid, None)
-        return room.remove(sid)
+        room.remove(sid)
 
     def leave_all(self, sid: str) -> None:
         """Forget a socket that has gone."""

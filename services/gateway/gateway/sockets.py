@@ -84,7 +84,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         except Exception as error:
             log.exception("sockets.handshake_failed")
             raise socketio.exceptions.ConnectionRefusedError("Something went wrong", {"code": "internal"}) from error
-        self._sockets[sid] = Socket(sid, self.namespace, user, until)
+        self._sockets[sid] = Socket(sid, self.namespace, link, user, until)
         self._expiries.put(sid, until)
 
     def _disconnect(self, sid: str) -> None:
@@ -220,7 +220,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         """Tell a socket that its command is refused; return the acknowledgement, which says the same."""
         error = views.refusal(refused)
         heard = {**error, "event": event[:64], **({"session_id": session_id} if session_id else {})}
-        self._manager.emit_here("attendanceError", heard, sid, namespaces=(self.namespace,))
+        self._manager.emit_here("attendanceError", heard, sid, self.namespace)
         return {"ok": False, "error": error, "server_time": rfc3339(self._clock())}
 
     def dismiss(self, user_id: str) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
-from gateway.engine.server import Manager
 from gateway.room import Member
 from shared.messages import ActiveSession, RollClosed, RollOpened
 
@@ -59,11 +58,6 @@ class Watched:
     turns: int = 0
     """How many sessions' beginnings and ends were heard."""
 
-    @property
-    def everyone(self) -> str:
-        """The Socket.IO room of all who watch."""
-        return f"course:{self.course_id}"
-
     def listeners(self) -> list[Watcher]:
         """List all who watch, and all who are about to."""
         return list({**self.watchers, **self.entering}.values())
@@ -82,18 +76,17 @@ class Watched:
         return list({heard.turn.session_id: heard.turn for heard in self.recent if heard.number > number}.values())
 
 
-TellTurn = Callable[[Watched, Turn, Member | None, Collection[str]], None]
-"""Tells one of a course's watchers, or all but the sockets in a collection, that a session is on or over."""
-TellActive = Callable[[Watched, Sequence[ActiveSession], Collection[str]], None]
-"""Tells a course's watchers, but the sockets in a collection, which sessions are on."""
+TellTurn = Callable[[Turn, Collection[Member]], None]
+"""Tells some of a course's watchers that a session is on or over."""
+TellActive = Callable[[str, Sequence[ActiveSession], Collection[Member]], None]
+"""Tells some of a course's watchers which of its sessions are on."""
 
 
 class Watchers:
     """All course watchers of this gateway."""
 
-    def __init__(self, manager: Manager, tell_turn: TellTurn, tell_active: TellActive) -> None:
+    def __init__(self, tell_turn: TellTurn, tell_active: TellActive) -> None:
         """`tell_turn` and `tell_active` are the relay's."""
-        self._manager = manager
         self._tell_turn = tell_turn
         self._tell_active = tell_active
         self._by_socket: dict[str, dict[str, Watched]] = {}
@@ -110,22 +103,18 @@ class Watchers:
         member = watcher.member
         if course.entering.get(member.sid) is not watcher:
             return
-        if not self._manager.enter_here(member.sid, member.namespace, course.everyone):
-            self.leave(course.course_id, member.sid)
-            return
         del course.entering[member.sid]
         watcher.doubted = False
         course.watchers[member.sid] = watcher
         for turn in course.turns_since(watcher.since):
             if watcher.learns(turn):
-                self._tell_turn(course, turn, member, ())
+                self._tell_turn(turn, [member])
 
     def doubt(self, course: Watched, watcher: Watcher) -> None:
         """Have a watcher hear nothing until it is known whether they may; then they are let in and have missed nothing."""
         member = watcher.member
         if course.watchers.get(member.sid) is watcher:
             del course.watchers[member.sid]
-            self._manager.leave_here(member.sid, member.namespace, course.everyone)
             watcher.since, watcher.doubted = course.turns, True
             course.entering.setdefault(member.sid, watcher)
 
@@ -137,8 +126,7 @@ class Watchers:
         if not courses:
             del self._by_socket[sid]
         course.entering.pop(sid, None)
-        if (watcher := course.watchers.pop(sid, None)) is not None:
-            self._manager.leave_here(sid, watcher.member.namespace, course.everyone)
+        course.watchers.pop(sid, None)
 
     def leave_all(self, sid: str) -> None:
         """Forget a socket that has gone."""
@@ -152,15 +140,14 @@ class Watchers:
             return
         course.turns += 1
         course.recent.append(Heard(course.turns, seq, turn))
-        know = [sid for sid, watcher in course.watchers.items() if not watcher.learns(turn)]
-        if len(know) < len(course.watchers):
-            self._tell_turn(course, turn, None, know)
+        unaware = [watcher.member for watcher in course.watchers.values() if watcher.learns(turn)]
+        if unaware:
+            self._tell_turn(turn, unaware)
 
     def relist(self, course: Watched, active: Sequence[ActiveSession]) -> None:
         """Tell which sessions are on to the watchers who take it to be otherwise; they have missed a turn."""
         unaware = course.unaware(active)
         if unaware:
-            missed = {watcher.member.sid for watcher in unaware}
-            self._tell_active(course, active, [sid for sid in course.watchers if sid not in missed])
+            self._tell_active(course.course_id, active, [watcher.member for watcher in unaware])
             for watcher in unaware:
                 watcher.on = {session.session_id for session in active}

@@ -108,7 +108,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
             websocket.close()
         elif not websocket.over:
             self._take_out(message)
-            websocket.write(message.frame)
+            websocket.write(message.frames)
 
     def writable(self) -> None:
         """Send what waits, as far as there is room."""
@@ -119,7 +119,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
                 websocket.close()
             else:
                 self._take_out(message)
-                websocket.write(message.frame)
+                websocket.write(message.frames)
 
     def _take_out(self, message: Message) -> None:
         self._written += 1
@@ -318,7 +318,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
                 messages = await self.poll()
             finally:
                 self._polling = False
-        body = b"\x1e".join(message.body for message in messages)
+        body = b"\x1e".join(packet for message in messages for packet in message.packets)
         if len(body) > KERNEL_BYTES:
             buffer_little(request.transport)
         headers = [("Content-Type", "text/plain; charset=UTF-8"), *cors_headers]
@@ -403,7 +403,7 @@ class _Probe:
         link = self._link
         if frame == "2probe" and not self._asked and not link.upgrading and not link.closed:
             self._asked = link.upgrading = True
-            self._websocket.write(Message(b"3probe").frame)
+            self._websocket.write(Message(b"3probe").frames)
             link.release_poll()
         elif frame == "5" and self._asked and not link.closed and not link.upgraded:
             self._late.cancel()

@@ -13,15 +13,15 @@ MAX_LARGE: Final = 2
 
 
 class Message:
-    """One Engine.IO packet as it goes out: encoded once, for all who get it."""
+    """Engine.IO packets that go out together: encoded once, for all who get them."""
 
-    __slots__ = ("body", "frame")
+    __slots__ = ("frames", "packets")
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
-        """As it goes into the answer to a poll: UTF-8."""
-        self.frame = _framed(body)
-        """As it goes over a websocket."""
+    def __init__(self, *packets: bytes) -> None:
+        self.packets = packets
+        """As they go into the answer to a poll: UTF-8."""
+        self.frames = b"".join(map(_framed, packets))
+        """As they go over a websocket."""
 
 
 class Outbound:
@@ -84,12 +84,12 @@ class Outbound:
         self._shut = True
 
     def _count(self, message: Message | None, sign: int) -> None:
-        size = 0 if message is None else len(message.body)
-        if size > LARGE_BYTES:
-            self._large += sign
-            self._large_bytes += sign * size
-        else:
-            self._small_bytes += sign * size
+        for size in map(len, () if message is None else message.packets):
+            if size > LARGE_BYTES:
+                self._large += sign
+                self._large_bytes += sign * size
+            else:
+                self._small_bytes += sign * size
 
 
 def _framed(body: bytes) -> bytes:

@@ -1,20 +1,18 @@
-"""Where python-socketio is extended, as subclasses: nothing here knows attendance. `transports.py` does so for Engine.IO.
-
-The stock `emit` starts a task for each recipient and waits for all of them; with some hundreds at once that starves the
-loop. Here a packet is encoded once and written to each recipient, without a task and without an await.
-"""
+"""Where python-socketio is extended, as subclasses: nothing here knows attendance. `transports.py` does so for Engine.IO."""
 
 import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
 import socketio
+from msgspec import Struct
 from socketio import packet
 
+from gateway.engine.fanout import as_message, prefix_of
 from gateway.engine.links import REFUSED_SECONDS, Link
 from gateway.engine.outbound import Message
 from gateway.engine.transports import Engine
@@ -28,7 +26,7 @@ MAX_UNDER_WAY: Final = 256
 """How many commands of one link may be under way at once."""
 BUSY_MS: Final = 1000
 _LINES: Final = (20, 0.5)
-_PREFIXES: Final = {namespace: b"" if namespace == "/" else f"{namespace},".encode() for namespace in NAMESPACES}
+_PREFIXES: Final = {namespace: prefix_of(namespace) for namespace in NAMESPACES}
 _NO_ENVIRON: Final[dict[str, Any]] = {}
 
 # The kind, the namespace without its query, and the number that an acknowledgement is to bear. Binary kinds are none.
@@ -54,88 +52,26 @@ class Json:
 
 
 class Manager(socketio.AsyncRedisManager):  # type: ignore[misc]
-    """Rooms. What is rare and must reach a socket anywhere goes the stock way, over Redis; fan-out stays in this process."""
+    """Which sockets are connected here. Who listens to what is not its business: no room of the library's is used."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._rooms_of: dict[tuple[str, str], set[str | None]] = {}
-
-    def emit_here(
-        self, event: str, data: Any, room: str, *, skip: Collection[str] = (), namespaces: Collection[str] = NAMESPACES
-    ) -> None:
-        """Send an event to the sockets of a room that are connected here, in the order of the calls."""
-        encoded = None
-        for namespace in namespaces:
-            members = self.members(namespace, room)
-            if not members:
-                continue
-            encoded = encoded or msgspec.json.encode([event, data])
-            self.send_here(Message(b"42%b%b" % (_PREFIXES[namespace], encoded)), members, skip)
-
-    def send_here(self, message: Message, members: Iterable[tuple[str, str]], skip: Collection[str] = ()) -> None:
-        """Send a message to these sockets and their connections."""
-        links = self.server.eio.sockets
-        for sid, eio_sid in members:
-            if (link := links.get(eio_sid)) is not None and not link.closed and sid not in skip:
-                link.put(message)
-
-    def members(self, namespace: str, room: str | None) -> Collection[tuple[str, str]]:
-        """List the sockets in a room, each with its connection; every socket is alone in the room of its own name."""
-        rooms = self.rooms.get(namespace, {})
-        if room is not None and (eio_sid := rooms.get(None, {}).get(room)) is not None:
-            return ((room, eio_sid),)
-        members: Collection[tuple[str, str]] = rooms[room].items() if room in rooms else ()
-        return members
+    def emit_here(self, event: str, data: Any, sid: str, namespace: str) -> None:
+        """Send an event to one socket; to one that has gone, nothing."""
+        link = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
+        if link is not None and not link.closed:
+            link.put(as_message([(event, data)], namespace))
 
     def get_participants(self, namespace: str, room: str | None) -> Iterator[tuple[str, str]]:
-        """As the library does: what `members` lists, as of now."""
-        return iter(tuple(self.members(namespace, room)))
-
-    def enter_here(self, sid: str, namespace: str, room: str) -> bool:
-        """Put a socket that is connected here into a room; False when it has gone."""
-        if not self.is_connected(sid, namespace):
-            return False
-        self.basic_enter_room(sid, namespace, room)
-        return True
-
-    def leave_here(self, sid: str, namespace: str, room: str) -> None:
-        """Take a socket out of a room; one that is not in it stays out."""
-        self.basic_leave_room(sid, namespace, room)
+        """As the library does; every socket is alone in the room of its own name, which takes no memory."""
+        eio_sid = self.eio_sid_from_sid(room, namespace)
+        if room is not None and eio_sid is not None:
+            return iter([(room, eio_sid)])
+        participants: Iterator[tuple[str, str]] = super().get_participants(namespace, room)
+        return participants
 
     def basic_enter_room(self, sid: str, namespace: str, room: str | None, eio_sid: str | None = None) -> None:
-        """As the library does, and remember it; the room of its own name takes no memory."""
-        if room is None:
+        """As the library does, but for the room of its own name."""
+        if room != sid:
             super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        elif room != sid:
-            rooms = self.rooms[namespace]
-            rooms.setdefault(room, _Members())[sid] = rooms[None][sid]
-            self._rooms_of.setdefault((namespace, sid), set()).add(room)
-
-    def basic_leave_room(self, sid: str, namespace: str, room: str | None) -> None:
-        """As the library does, and forget it."""
-        super().basic_leave_room(sid, namespace, room)
-        if rooms := self._rooms_of.get((namespace, sid)):
-            rooms.discard(room)
-
-    def basic_disconnect(self, sid: str, namespace: str, **_: Any) -> None:
-        """Take a socket out of its rooms. The library looks for it in every room there is: 1.2 ms at 10,000 sockets."""
-        for room in self._rooms_of.pop((namespace, sid), ()):
-            super().basic_leave_room(sid, namespace, room)
-        super().basic_leave_room(sid, namespace, None)
-        self.callbacks.pop(sid, None)
-        for pending in (self.pending_connect, self.pending_disconnect):
-            if sid in pending.get(namespace, ()):
-                pending[namespace].remove(sid)
-                if not pending[namespace]:
-                    del pending[namespace]
-
-
-class _Members(dict[str, str]):
-    """The sockets of a room, each with its connection, of the shape that the library reads; its own is slow to change."""
-
-    @property
-    def _fwdm(self) -> "_Members":
-        return self
 
 
 class _Packet(packet.Packet):  # type: ignore[misc]
@@ -144,34 +80,35 @@ class _Packet(packet.Packet):  # type: ignore[misc]
     uses_binary_events = False
 
 
-class Reply:
+class Reply(Struct):
     """The way back to who sent one event. It is used once, also for who has gone: until then the event is under way."""
 
-    __slots__ = ("_link", "_manager", "_namespace", "_number", "sid")
+    link: Link
+    namespace: str
+    number: str
+    sid: str
 
-    def __init__(self, manager: Manager, link: Link, namespace: str, number: str, sid: str) -> None:
-        self._manager = manager
-        self._link = link
-        self._namespace = namespace
-        self._number = number
-        self.sid = sid
-        link.under_way += 1
+    def __post_init__(self) -> None:
+        """Count it."""
+        self.link.under_way += 1
 
     def give(self, answer: Any, event: str | None = None) -> None:
         """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
-        prefix, encoded = _PREFIXES[self._namespace], msgspec.json.encode(answer)
-        link = self._link
+        link, prefix, encoded = self.link, _PREFIXES[self.namespace], msgspec.json.encode(answer)
         link.under_way -= 1
-        if link.closed or not self._manager.is_connected(self.sid, self._namespace):
+        if link.closed or link.namespaces.get(self.namespace) != self.sid:
             return
+        packets = []
         if event is not None:
-            link.put(Message(b'42%b["%b",%b]' % (prefix, event.encode(), encoded)))
-        if self._number:
-            link.put(Message(b"43%b%d[%b]" % (prefix, int(self._number), encoded)))
+            packets.append(b'42%b["%b",%b]' % (prefix, event.encode(), encoded))
+        if self.number:
+            packets.append(b"43%b%d[%b]" % (prefix, int(self.number), encoded))
+        if packets:
+            link.put(Message(*packets))
 
     def drop(self) -> None:
         """Answer nothing: nobody is there."""
-        self._link.under_way -= 1
+        self.link.under_way -= 1
 
 
 class Namespace(Protocol):
@@ -250,7 +187,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if not isinstance(event, list) or not event or not isinstance(event[0], str):
             raise Malformed("an event without a name")
         handler: Namespace = self.namespace_handlers[namespace]
-        reply = Reply(self.manager, link, namespace, number, link.namespaces[namespace])
+        reply = Reply(link, namespace, number, link.namespaces[namespace])
         handler.begin(reply, event[0], event[1:], len(rest))
 
     def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
