@@ -8,8 +8,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from time import monotonic
 
 import structlog
+from msgspec import Struct
 
 from shared.bus import COMMANDS_PER_MESSAGE, SEND_TIMEOUT_SECONDS
 from shared.errors import Unavailable
@@ -45,14 +47,11 @@ Settled = Callable[[str | None], None]
 """Hears what became of a command: None when its message is safe, else why it may not have arrived."""
 
 
-class _Pending:
-    __slots__ = ("command", "deadline", "settled")
-
-    def __init__(self, command: bytes, settled: Settled, deadline: float) -> None:
-        self.command = command
-        self.settled: Settled | None = settled
-        """Whom to tell; None when they were told, or have given up."""
-        self.deadline = deadline
+class _Pending(Struct):
+    command: bytes
+    settled: Settled | None
+    """Whom to tell; None when they were told, or have given up."""
+    deadline: float
 
 
 class Coalescer:
@@ -84,17 +83,16 @@ class Coalescer:
         self._put(command, settled)
 
     def _put(self, command: bytes, settled: Settled) -> _Pending:
-        loop = asyncio.get_running_loop()
-        pending = _Pending(command, settled, loop.time() + SEND_TIMEOUT_SECONDS)
+        pending = _Pending(command, settled, monotonic() + SEND_TIMEOUT_SECONDS)
         if self._closed:
-            loop.call_soon(_settle, (pending,), CLOSED)
+            asyncio.get_running_loop().call_soon(_settle, (pending,), CLOSED)
             return pending
         self._waiting.append(pending)
         if self._flight is None:
-            self._flight = loop.create_task(self._fly(), name="coalescer")
+            self._flight = asyncio.create_task(self._fly(), name="coalescer")
         # One timer for all senders: a timeout context for each costs more than the rest of this method.
         if self._expiry is None:
-            self._expiry = loop.call_at(pending.deadline, self._expire)
+            self._expiry = asyncio.get_running_loop().call_later(SEND_TIMEOUT_SECONDS, self._expire)
         return pending
 
     async def close(self) -> None:
@@ -144,8 +142,7 @@ class Coalescer:
 
     def _expire(self) -> None:
         """Tell those who waited too long; all wait equally long, so they stand in order of their deadlines."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = monotonic()
         self._expiry = None
         late = [pending for pending in self._flying if pending.deadline <= now]
         while self._waiting and self._waiting[0].deadline <= now:
@@ -153,7 +150,7 @@ class Coalescer:
         _settle(late, f"not confirmed within {SEND_TIMEOUT_SECONDS:g} s")
         following = next((pending for pending in chain(self._flying, self._waiting) if pending.deadline > now), None)
         if following is not None:
-            self._expiry = loop.call_at(following.deadline, self._expire)
+            self._expiry = asyncio.get_running_loop().call_later(following.deadline - now, self._expire)
 
 
 def _end(sent: asyncio.Future[None], failure: str | None) -> None:

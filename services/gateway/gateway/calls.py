@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import structlog
-from msgspec import UNSET, MsgspecError
+from msgspec import UNSET, MsgspecError, Struct
 from msgspec.structs import replace
 
 from shared.bus import Bus
@@ -22,16 +23,13 @@ _TICK_SECONDS: Final = 0.02
 """How exactly a caller's time is kept: no sooner than it is over, and at most so much later."""
 
 
-class _Caller:
+class _Caller(Struct):
     """Somebody who waits for an answer."""
 
-    __slots__ = ("expect", "sent", "tell")
-
-    def __init__(self, expect: type[Any], tell: Callable[[Any], None]) -> None:
-        self.expect = expect
-        self.tell = tell
-        self.sent = False
-        """Whether the broker has their command."""
+    expect: type[Any]
+    tell: Callable[[Any], None]
+    sent: bool = False
+    """Whether the broker has their command."""
 
 
 class Calls:
@@ -67,26 +65,26 @@ class Calls:
         or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
         is over is not even sent.
         """
-        loop = asyncio.get_running_loop()
         seconds = (command.deadline - self._clock()).total_seconds()
         if seconds <= 0:
-            loop.call_soon(tell, Refused("timeout"))
+            asyncio.get_running_loop().call_soon(tell, Refused("timeout"))
             return
         address = str(next(self._numbers))
         addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
         self._callers[address] = _Caller(expect, tell)
-        self._expect(loop, seconds, address)
+        self._expect(seconds, address)
         self._bus.send_soon(command.queue, addressed, partial(self._settled, address))
 
     def _settled(self, address: str, failure: str | None) -> None:
         if failure is not None:
-            self._tell(address, Refused("unavailable"))
+            if (caller := self._callers.pop(address, None)) is not None:
+                _tell(caller, Refused("unavailable"))
         elif (caller := self._callers.get(address)) is not None:
             caller.sent = True
 
-    def _expect(self, loop: asyncio.AbstractEventLoop, seconds: float, address: str) -> None:
+    def _expect(self, seconds: float, address: str) -> None:
         """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
-        now = loop.time()
+        now = monotonic()
         tick = int((now + seconds) / _TICK_SECONDS) + 1
         due = self._due.get(tick)
         if due is not None:
@@ -95,18 +93,17 @@ class Calls:
         self._due[tick] = [address]
         if self._timer is None:
             self._tick = int(now / _TICK_SECONDS)
-            self._timer = loop.call_later(_TICK_SECONDS, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look)
 
     def _look(self) -> None:
         """Tell those whose time is over, and look again at the next tick while anybody is expected."""
-        loop = asyncio.get_running_loop()
-        now = int(loop.time() / _TICK_SECONDS)
+        now = int(monotonic() / _TICK_SECONDS)
         while self._tick < now:
             self._tick += 1
             for address in self._due.pop(self._tick, ()):
-                if (caller := self._callers.get(address)) is not None:
-                    self._tell(address, Refused("timeout" if caller.sent else "unavailable"))
-        self._timer = loop.call_later(_TICK_SECONDS, self._look) if self._due else None
+                if (caller := self._callers.pop(address, None)) is not None:
+                    _tell(caller, Refused("timeout" if caller.sent else "unavailable"))
+        self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
         try:
@@ -115,15 +112,15 @@ class Calls:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
         for answer in answers:
-            if (caller := self._callers.get(answer.correlation_id)) is not None:
-                self._tell(answer.correlation_id, _result(answer, caller.expect))
+            if (caller := self._callers.pop(answer.correlation_id, None)) is not None:
+                _tell(caller, _result(answer, caller.expect))
 
-    def _tell(self, address: str, result: Any) -> None:
-        if (caller := self._callers.pop(address, None)) is not None:
-            try:
-                caller.tell(result)
-            except Exception:
-                log.exception("calls.not_told")
+
+def _tell(caller: _Caller, result: Any) -> None:
+    try:
+        caller.tell(result)
+    except Exception:
+        log.exception("calls.not_told")
 
 
 def _result(answer: Answer, expect: type[T]) -> T | Refused:

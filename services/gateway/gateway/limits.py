@@ -40,11 +40,11 @@ class Buckets:
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = _Bucket(0.0, now)
-        level = self._leaked(bucket, now)
-        excess = level + 1 - self.limit.burst
-        if excess > 0:
+        level = self._leaked(bucket, now) + 1
+        if level > self.limit.burst:
+            excess = level - self.limit.burst
             raise Refused("rate_limited", retry_after_ms=math.ceil(1000 * excess / self.limit.per_second))
-        bucket.level = level + 1
+        bucket.level = level
         bucket.unsaid += 1
 
     def say(self, at_least: int) -> dict[str, int]:
@@ -65,6 +65,7 @@ class Buckets:
             del self._buckets[name]
 
     def _leaked(self, bucket: _Bucket, now: float) -> float:
-        bucket.level = max(0.0, bucket.level - (now - bucket.at) * self.limit.per_second)
+        level = bucket.level - (now - bucket.at) * self.limit.per_second
+        bucket.level = level = level if level > 0 else 0.0
         bucket.at = now
-        return bucket.level
+        return level

@@ -1,7 +1,6 @@
 """What callers send, described: a payload is read into one of these, or refused as `invalid` with every fault named."""
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
@@ -194,12 +193,13 @@ def read_payload(payload: object, kind: type[P]) -> P:
         raise refused(error) from None
 
 
-def _named(payload: Mapping[Any, Any]) -> dict[Any, Any]:
+def _named(payload: dict[Any, Any]) -> dict[Any, Any]:
     """Give every key its one name, in the rows of a bulk too."""
-    named = {_ALIASES.get(key, key): value for key, value in payload.items()}
-    if isinstance(rows := named.get("attendanceUpdates"), list):
-        named["attendanceUpdates"] = [_named(row) if isinstance(row, dict) else row for row in rows]
-    return named
+    if not _ALIASES.keys().isdisjoint(payload):
+        payload = {_ALIASES.get(key, key): value for key, value in payload.items()}
+    if isinstance(rows := payload.get("attendanceUpdates"), list):
+        payload["attendanceUpdates"] = [_named(row) if isinstance(row, dict) else row for row in rows]
+    return payload
 
 
 def read_body(body: bytes, kind: type[P]) -> P:

@@ -19,12 +19,13 @@ class Bucket:
 
     def take(self, now: float) -> bool:
         """Take a token; False when there is none."""
-        self.level = min(self.size, self.level + (now - self.at) * self.refill_per_second)
+        level = self.level + (now - self.at) * self.refill_per_second
+        if level > self.size:
+            level = self.size
+        enough = level >= 1
+        self.level = level - enough
         self.at = now
-        if self.level < 1:
-            return False
-        self.level -= 1
-        return True
+        return enough
 
     def wait_ms(self) -> int:
         """Tell how long after the last `take` the next token comes, in milliseconds."""

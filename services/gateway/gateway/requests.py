@@ -8,6 +8,7 @@ from itertools import chain, count, repeat
 from typing import Any, Final, Generic, Self, TypeVar
 
 import structlog
+from msgspec import Struct
 
 from gateway.calls import Calls
 from gateway.payloads import (
@@ -102,19 +103,14 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 
-class Question(Generic[T]):
+class Question(Struct, Generic[T], frozen=True):
     """One question to a service: awaited, which raises Refused, or asked with `begin`, which needs no task."""
 
-    __slots__ = ("_calls", "_command", "_expect", "_requests", "_staff")
-
-    def __init__(
-        self, requests: "Requests", calls: Calls, command: SessionCommand | AttendanceCommand, expect: type[T], staff: bool
-    ) -> None:
-        self._requests = requests
-        self._calls = calls
-        self._command: Any = command
-        self._expect = expect
-        self._staff = staff
+    _requests: "Requests"
+    _calls: Calls
+    _command: Any
+    _expect: type[T]
+    _for_staff: bool
 
     def begin(self, tell: Callable[[T | Refused], None]) -> None:
         """Ask; see `Calls.begin`."""
@@ -122,7 +118,7 @@ class Question(Generic[T]):
 
     async def explain(self) -> Refused:
         """Ask session-service why there is no such roll, for who began this and was told `NO_ROLL`."""
-        return await self._requests.explain_no_roll(self._command, for_staff=self._staff)
+        return await self._requests.explain_no_roll(self._command, for_staff=self._for_staff)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._answer().__await__()
@@ -138,6 +134,8 @@ class Question(Generic[T]):
 
 class Requests:
     """Asks the services on behalf of callers. Every method, or the Question it makes, raises Refused with a contract's code."""
+
+    __slots__ = ("_calls", "_clock", "_ids", "_received_at")
 
     def __init__(self, calls: Calls, clock: Clock, ids: "_Ids | None" = None, received_at: datetime | None = None) -> None:
         self._calls = calls

@@ -8,6 +8,7 @@ them within about a second. Without Redis each gateway's own count is the limit.
 import asyncio
 from collections.abc import Mapping
 from itertools import islice
+from time import monotonic
 from typing import Final
 
 import structlog
@@ -48,7 +49,7 @@ class Usage:
 
     def count(self, user_id: str) -> None:
         """Count one command or request; raise Refused when it is one too many. Waits for nothing."""
-        self._users.take(user_id, asyncio.get_running_loop().time())
+        self._users.take(user_id, monotonic())
 
     async def run(self) -> None:
         """Add up with the other gateways, for ever; whoever starts this guards it."""
@@ -62,7 +63,7 @@ class Usage:
     async def share(self) -> None:
         """Tell Redis what was counted since, and learn what all have counted; what cannot be told is let go."""
         said = iter(self._users.say(SHARED_FROM).items())
-        self._users.forget_idle(asyncio.get_running_loop().time())
+        self._users.forget_idle(monotonic())
         # A pipeline is packed in one go, in which the loop stands still: some at a time.
         while chunk := dict(islice(said, _CHUNK)):
             await uncancelled(self._add(chunk))
@@ -72,6 +73,6 @@ class Usage:
         for user_id, count in counts.items():
             pipeline.eval(_ADD, 1, self._names.rate(user_id), count, self._users.limit.per_second)
         levels = await pipeline.execute()
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         for user_id, level in zip(counts, levels, strict=True):
             self._users.learn(user_id, float(level), now)
