@@ -13,6 +13,7 @@ import socket
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from aiohttp._websocket.helpers import websocket_mask
 from aiohttp.abc import AbstractStreamWriter
 from engineio.exceptions import EngineIOError
 
@@ -32,7 +33,6 @@ _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _FIN, _RESERVED, _MASKED = 0x80, 0x70, 0x80
 _GOODBYE: Final = b"\x88\x02\x03\xe8"
-_NO_MASK: Final = bytes(4)
 
 
 class Malformed(EngineIOError):  # type: ignore[misc]
@@ -185,14 +185,15 @@ class WebSocket(asyncio.Protocol):
             stop = begin + size
             if stop > end:
                 return self._keep(data, at, stop - at)
-            body, mask = data[begin:stop], data[begin - 4 : begin]
-            self._take(head, body if mask == _NO_MASK else _unmasked(body, mask))
+            body = bytearray(data[begin:stop])
+            websocket_mask(data[begin - 4 : begin], body)
+            self._take(head, body)
             at = stop
 
     def _keep(self, data: bytes, at: int, needed: int) -> None:
         self._rest, self._needed = bytearray(data[at:]), needed
 
-    def _take(self, head: int, body: bytes) -> None:
+    def _take(self, head: int, body: bytearray) -> None:
         kind = head & 0x0F
         if kind >= _CLOSE:
             self._take_control(head, kind, body)
@@ -207,13 +208,14 @@ class WebSocket(asyncio.Protocol):
         else:
             self._count_frame()
             if self._fragments is None:
-                self._fragments = bytearray()
-            self._fragments += body
+                self._fragments = body
+            else:
+                self._fragments += body
             if head & _FIN:
-                whole, self._fragments = bytes(self._fragments), None
+                whole, self._fragments = self._fragments, None
                 self._hand_on(whole)
 
-    def _take_control(self, head: int, kind: int, body: bytes) -> None:
+    def _take_control(self, head: int, kind: int, body: bytearray) -> None:
         if not head & _FIN or len(body) > 125 or kind > _PONG:
             raise Malformed("a control frame is none")
         if kind != _CLOSE:
@@ -238,7 +240,7 @@ class WebSocket(asyncio.Protocol):
         self.transport.close()
         asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self.transport.abort)
 
-    def _hand_on(self, body: bytes) -> None:
+    def _hand_on(self, body: bytearray) -> None:
         try:
             frame = body.decode()
         except UnicodeDecodeError:
@@ -322,9 +324,3 @@ class _TakenOver(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         return None
-
-
-def _unmasked(body: bytes, mask: bytes) -> bytes:
-    size = len(body)
-    whole = (mask * (size // 4 + 1))[:size]
-    return (int.from_bytes(body) ^ int.from_bytes(whole)).to_bytes(size)
