@@ -34,12 +34,12 @@ class AQuestion:
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._ask().__await__()
 
-    def begin(self, tell: Callable[[Any], None]) -> None:
+    def begin(self, tell: Callable[[Any, Any], None], who: Any) -> None:
         async def ask() -> None:
             try:
-                tell(await self._ask())
+                tell(who, await self._ask())
             except Refused as refused:
-                tell(refused)
+                tell(who, refused)
 
         self._asking = asyncio.create_task(ask())
 
@@ -188,6 +188,7 @@ class Gateway:
     async def ask(self, ear: Ear, event: str, **payload: Any) -> Any:
         """Have a command done as one that has come; None where nobody is answered."""
         link: Any = ear
+        link.under_way += 1
         reply = AReply(link, ear.member.namespace, "", ear.member.sid)
         self.attendance.begin(reply, event, [payload], len(msgspec.json.encode(payload)))
         return await reply.given

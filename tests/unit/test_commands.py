@@ -42,7 +42,7 @@ async def test_who_asks_who_is_online_hears_in_time_where_redis_is_silent() -> N
     socket = Socket("sid", "/", nothing, User(Actor("ada", "Ada", "teacher"), NOW), NOW)
     command = commands["getOnlineStudents"]
     assert command.do is not None
-    asked = Asked(socket, SessionCommandPayload(session_id="5e55"), NOW, command, nothing)
+    asked = Asked(socket, SessionCommandPayload(session_id="5e55"), "5e55", NOW, command, nothing)
     began = time.monotonic()
 
     with pytest.raises(Refused) as refused:

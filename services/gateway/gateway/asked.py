@@ -66,14 +66,17 @@ class Socket:
         del self.turns[about]
 
 
-class Asked(Struct, frozen=True):
-    """One command a socket has sent: what it says, when it came, and the way back."""
+class Asked(Struct):
+    """One command a socket has sent: what it says and is about, when it came, and the way back."""
 
     socket: Socket
     payload: Any
+    about: str
     received_at: datetime
     command: "Command"
     reply: Reply
+    room: Room | None = None
+    """The room that is held for it until it is answered."""
 
     @property
     def actor(self) -> Actor:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -18,18 +17,37 @@ from shared.messages import Answer, Command, ReplyTo, decode, decode_answers, en
 
 log = structlog.get_logger()
 T = TypeVar("T")
+W = TypeVar("W")
 
 _TICK_SECONDS: Final = 0.02
 """How exactly a caller's time is kept: no sooner than it is over, and at most so much later."""
 
 
 class _Caller(Struct):
-    """Somebody who waits for an answer."""
+    """Somebody who waits for an answer, among all who do, by the number under which they wait."""
 
+    among: "dict[str, _Caller]"
+    address: str
     expect: type[Any]
-    tell: Callable[[Any], None]
+    tell: Callable[[Any, Any], None]
+    who: Any
     sent: bool = False
     """Whether the broker has their command."""
+
+    def settled(self, failure: str | None) -> None:
+        """Note that the broker has their command, or tell them that it may not have it."""
+        if failure is None:
+            self.sent = True
+        else:
+            self.end(Refused("unavailable"))
+
+    def end(self, result: Any) -> None:
+        """Tell them what came of it, once."""
+        if self.among.pop(self.address, None) is not None:
+            try:
+                self.tell(self.who, result)
+            except Exception:
+                log.exception("calls.not_told")
 
 
 class Calls:
@@ -52,14 +70,14 @@ class Calls:
     async def ask(self, command: Command, expect: type[T]) -> T:
         """Send a command and wait, until its deadline, for a result of the type expected; raise what `begin` tells."""
         answered: asyncio.Future[T | Refused] = asyncio.get_running_loop().create_future()
-        self.begin(command, expect, partial(_end, answered))
+        self.begin(command, expect, _end, answered)
         result = await answered
         if isinstance(result, Refused):
             raise result
         return result
 
-    def begin(self, command: Command, expect: type[T], tell: Callable[[T | Refused], None]) -> None:
-        """Send a command, and have its result told, once, in a later turn of the loop.
+    def begin(self, command: Command, expect: type[T], tell: Callable[[W, T | Refused], None], who: W) -> None:
+        """Send a command, and have its result told to somebody, once, in a later turn of the loop.
 
         Told is a result of the type expected, the service's refusal, `unavailable` when the broker does not take the command,
         or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
@@ -67,20 +85,13 @@ class Calls:
         """
         seconds = (command.deadline - self._clock()).total_seconds()
         if seconds <= 0:
-            asyncio.get_running_loop().call_soon(tell, Refused("timeout"))
+            asyncio.get_running_loop().call_soon(tell, who, Refused("timeout"))
             return
         address = str(next(self._numbers))
         addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
-        self._callers[address] = _Caller(expect, tell)
+        self._callers[address] = caller = _Caller(self._callers, address, expect, tell, who)
         self._expect(seconds, address)
-        self._bus.send_soon(command.queue, addressed, partial(self._settled, address))
-
-    def _settled(self, address: str, failure: str | None) -> None:
-        if failure is not None:
-            if (caller := self._callers.pop(address, None)) is not None:
-                _tell(caller, Refused("unavailable"))
-        elif (caller := self._callers.get(address)) is not None:
-            caller.sent = True
+        self._bus.send_soon(command.queue, addressed, caller.settled)
 
     def _expect(self, seconds: float, address: str) -> None:
         """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
@@ -101,8 +112,8 @@ class Calls:
         while self._tick < now:
             self._tick += 1
             for address in self._due.pop(self._tick, ()):
-                if (caller := self._callers.pop(address, None)) is not None:
-                    _tell(caller, Refused("timeout" if caller.sent else "unavailable"))
+                if (caller := self._callers.get(address)) is not None:
+                    caller.end(Refused("timeout" if caller.sent else "unavailable"))
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
@@ -112,15 +123,8 @@ class Calls:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
         for answer in answers:
-            if (caller := self._callers.pop(answer.correlation_id, None)) is not None:
-                _tell(caller, _result(answer, caller.expect))
-
-
-def _tell(caller: _Caller, result: Any) -> None:
-    try:
-        caller.tell(result)
-    except Exception:
-        log.exception("calls.not_told")
+            if (caller := self._callers.get(answer.correlation_id)) is not None:
+                caller.end(_result(answer, caller.expect))
 
 
 def _result(answer: Answer, expect: type[T]) -> T | Refused:

@@ -5,10 +5,10 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import datetime, timedelta
 from itertools import chain, count, repeat
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gateway.calls import Calls
 from gateway.payloads import (
@@ -101,6 +101,7 @@ _PAUSES: Final = (0.005, 0.01, 0.02, 0.05)
 
 log = structlog.get_logger()
 T = TypeVar("T")
+W = TypeVar("W")
 
 
 class Question(Struct, Generic[T], frozen=True):
@@ -112,9 +113,9 @@ class Question(Struct, Generic[T], frozen=True):
     _expect: type[T]
     _for_staff: bool
 
-    def begin(self, tell: Callable[[T | Refused], None]) -> None:
+    def begin(self, tell: Callable[[W, T | Refused], None], who: W) -> None:
         """Ask; see `Calls.begin`."""
-        self._calls.begin(self._command, self._expect, tell)
+        self._calls.begin(self._command, self._expect, tell, who)
 
     async def explain(self) -> Refused:
         """Ask session-service why there is no such roll, for who began this and was told `NO_ROLL`."""
@@ -132,20 +133,17 @@ class Question(Struct, Generic[T], frozen=True):
         raise await self.explain()
 
 
-class Requests:
+class Requests(Struct, frozen=True):
     """Asks the services on behalf of callers. Every method, or the Question it makes, raises Refused with a contract's code."""
 
-    __slots__ = ("_calls", "_clock", "_ids", "_received_at")
+    _calls: Calls
+    _clock: Clock
+    _ids: "_Ids" = field(default_factory=lambda: _Ids())
+    _received_at: datetime | None = None
 
-    def __init__(self, calls: Calls, clock: Clock, ids: "_Ids | None" = None, received_at: datetime | None = None) -> None:
-        self._calls = calls
-        self._clock = clock
-        self._ids = ids or _Ids()
-        self._received_at = received_at
-
-    def received(self, at: datetime) -> Self:
+    def received(self, at: datetime) -> "Requests":
         """Ask on behalf of what reached this gateway at that time: the time it has counts from then."""
-        return type(self)(self._calls, self._clock, self._ids, at)
+        return Requests(self._calls, self._clock, self._ids, at)
 
     def seconds_left(self) -> float:
         """Tell how much of the time is left of what was `received`; of what comes now, all."""

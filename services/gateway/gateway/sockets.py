@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +19,6 @@ from gateway.expiries import Expiries
 from gateway.payloads import CommandPayload, invalid, read_payload
 from gateway.presence import Presence
 from gateway.requests import SECONDS, Question
-from gateway.room import Room
 from gateway.rooms import Rooms
 from gateway.watchers import Watchers
 from shared.clock import Clock, rfc3339
@@ -108,7 +106,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
                 raise invalid("event", f"nobody knows the event {event[:64]}")
             payload = _payload(command, payloads, size)
             session_id = getattr(payload, "session_id", "")
-            asked = Asked(socket, payload, self._clock(), command, reply)
+            asked = Asked(socket, payload, payload.about, self._clock(), command, reply)
         except Refused as refused:
             reply.give(self.refuse(reply.sid, event, refused, session_id))
             return
@@ -116,44 +114,44 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             log.exception("sockets.command_failed", event_name=event[:64])
             reply.give(self.refuse(reply.sid, event, Refused("internal"), session_id))
             return
-        turn, room = socket.take_turn(payload.about), None
+        turn = socket.take_turn(asked.about)
         if command.let_in is not None and turn is None:
-            room = self._rooms.hold(session_id)
-        if command.question is None or turn is not None or (command.let_in is not None and room is None):
+            asked.room = self._rooms.hold(session_id)
+        if command.question is None or turn is not None or (command.let_in is not None and asked.room is None):
             self._errands.start(self._do(asked, turn))
         else:
-            self._ask(asked, room)
+            self._ask(asked)
 
-    def _ask(self, asked: Asked, room: Room | None) -> None:
+    def _ask(self, asked: Asked) -> None:
         try:
-            _question(asked).begin(partial(self._answered, asked, room))
+            _question(asked).begin(self._answered, asked)
         except Exception:
-            self._end(asked, room, None)
+            self._end(asked, None)
 
-    def _answered(self, asked: Asked, room: Room | None, result: Any) -> None:
+    def _answered(self, asked: Asked, result: Any) -> None:
         """Answer what was begun, let who asked into the room that was held meanwhile, and pass the turn on."""
         if isinstance(result, Refused) and result.code == NO_ROLL:
-            self._errands.start(self._explain(asked, room))
+            self._errands.start(self._explain(asked))
             return
         if isinstance(result, Refused):
-            self._end(asked, room, result)
+            self._end(asked, result)
             return
         try:
-            self._tell_result(asked, room, result)
+            self._tell_result(asked, result)
         except Exception:
-            self._end(asked, room, None)
+            self._end(asked, None)
         else:
-            self._over(asked, room)
+            self._over(asked)
 
-    async def _explain(self, asked: Asked, room: Room | None) -> None:
+    async def _explain(self, asked: Asked) -> None:
         try:
             why = await _question(asked).explain()
         except Exception:
-            self._end(asked, room, None)
+            self._end(asked, None)
         else:
-            self._end(asked, room, why)
+            self._end(asked, why)
 
-    def _end(self, asked: Asked, room: Room | None, refused: Refused | None) -> None:
+    def _end(self, asked: Asked, refused: Refused | None) -> None:
         """Refuse a command, without a refusal as the defect that is being handled, and pass the turn on in any case."""
         try:
             if refused is None:
@@ -161,12 +159,12 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             else:
                 self._refused(asked, refused)
         finally:
-            self._over(asked, room)
+            self._over(asked)
 
-    def _over(self, asked: Asked, room: Room | None) -> None:
-        if room is not None:
-            room.holds -= 1
-        asked.socket.pass_turn(asked.payload.about)
+    def _over(self, asked: Asked) -> None:
+        if asked.room is not None:
+            asked.room.holds -= 1
+        asked.socket.pass_turn(asked.about)
 
     async def _do(self, asked: Asked, turn: asyncio.Future[None] | None) -> None:
         """Do a command that has something to wait for: its turn, a room that must be heard, or more than one question.
@@ -175,27 +173,27 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         """
         if turn is not None:
             await turn
-        command, room = asked.command, None
+        command = asked.command
         try:
             if turn is not None and self._clock() >= asked.received_at + _TURN:
                 raise Refused("timeout")
             if command.do is not None:
                 self._tell(asked, await command.do(asked))
             elif command.let_in is not None:
-                room = await self._rooms.hear(asked.payload.session_id)
+                asked.room = await self._rooms.hear(asked.payload.session_id)
         except Refused as refused:
-            self._end(asked, room, refused)
+            self._end(asked, refused)
         except Exception:
-            self._end(asked, room, None)
+            self._end(asked, None)
         else:
             if command.question is not None:
-                self._ask(asked, room)
+                self._ask(asked)
             else:
-                self._over(asked, room)
+                self._over(asked)
 
-    def _tell_result(self, asked: Asked, room: Room | None, result: Any) -> None:
+    def _tell_result(self, asked: Asked, result: Any) -> None:
         """Answer, and only then let into the room."""
-        command = asked.command
+        command, room = asked.command, asked.room
         assert command.answer is not None
         self._tell(asked, command.answer(asked, result))
         if room is not None and command.let_in is not None:

@@ -88,10 +88,6 @@ class Reply(Struct):
     number: str
     sid: str
 
-    def __post_init__(self) -> None:
-        """Count it."""
-        self.link.under_way += 1
-
     def give(self, answer: Any, event: str | None = None) -> None:
         """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
         link, prefix, encoded = self.link, _PREFIXES[self.namespace], msgspec.json.encode(answer)
@@ -187,6 +183,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if not isinstance(event, list) or not event or not isinstance(event[0], str):
             raise Malformed("an event without a name")
         handler: Namespace = self.namespace_handlers[namespace]
+        link.under_way += 1
         reply = Reply(link, namespace, number, link.namespaces[namespace])
         handler.begin(reply, event[0], event[1:], len(rest))
 
