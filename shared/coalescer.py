@@ -72,17 +72,14 @@ class Coalescer:
     async def send(self, command: bytes) -> None:
         """Send one command; return when its message is safe. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = self._put(command, partial(_end, sent))
+        pending = self.send_soon(command, partial(_end, sent))
         try:
             await sent
         finally:
             pending.settled = None
 
-    def send_soon(self, command: bytes, settled: Settled) -> None:
-        """Begin to send one command; `settled` is called once, in a later turn of the loop."""
-        self._put(command, settled)
-
-    def _put(self, command: bytes, settled: Settled) -> _Pending:
+    def send_soon(self, command: bytes, settled: Settled) -> _Pending:
+        """Begin to send one command; `settled` is called once, in a later turn of the loop, if it is still there then."""
         pending = _Pending(command, settled, monotonic() + SEND_TIMEOUT_SECONDS)
         if self._closed:
             asyncio.get_running_loop().call_soon(_settle, (pending,), CLOSED)

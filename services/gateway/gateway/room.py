@@ -71,7 +71,7 @@ class Room:
         if member.kind == "staff":
             self.staff_members[member.sid] = member
         else:
-            self._students[member.user_id] = (*self.of_student(member.user_id), member)
+            self._students[member.user_id] = (*self._students.get(member.user_id, ()), member)
 
     def remove(self, sid: str) -> Member | None:
         """Count a socket out; None when it was not in."""
@@ -109,23 +109,28 @@ class Room:
         """List those of these members whose answers did not tell them of `seq` already."""
         return [member for sid, member in among.items() if self.ahead.get(sid, 0) < seq]
 
-    def said_since(self, seq: int) -> list[Event[EventData]] | None:
-        """List what was told after a number, as far as it is told; None where that is not remembered any more."""
-        if self.seq is None or seq >= self.seq:
+    def missed(self, seq: int, *, statistics_known: bool) -> list[Event[EventData]] | None:
+        """List what somebody who comes in as of a number was not told yet; None where that is not remembered any more.
+
+        Without `statistics_known`, what the newest change made of them was told before they were in, so they missed that.
+        """
+        if self.seq is None or seq > self.seq:
             return []
+        if seq == self.seq:
+            return [] if statistics_known else self._last_change()
         said = [after(event, seq) for event in takewhile(lambda event: event.sequence > seq, reversed(self.recent))]
         said.reverse()
         return said if said and said[0].data.first_seq <= seq + 1 else None
 
-    def last_change(self, seq: int) -> list[Event[EventData]]:
-        """Give the last event, without the changes that are known as of `seq`, when it is as of then and told of records.
+    def _last_change(self) -> list[Event[EventData]]:
+        """Give the last event, without its changes, when it told of records.
 
         Not while the room is to be told of its statistics anyway: hundreds come in with the same event.
         """
-        last = self.recent[-1] if self.recent and seq == self.seq and self.progress_due is None else None
+        last = self.recent[-1] if self.recent and self.progress_due is None else None
         if last is None or not isinstance(last.data, RollChanged):
             return []
-        return [replace(last, data=replace(last.data, first_seq=seq + 1, changes=()))]
+        return [replace(last, data=replace(last.data, first_seq=last.sequence + 1, changes=()))]
 
     def take(self) -> Event[EventData] | None:
         """Take the event whose turn it is, if it is here, and count it as told."""

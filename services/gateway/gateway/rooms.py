@@ -125,14 +125,11 @@ class Rooms:
         self._let_in(room, member, seq, statistics_known)
 
     def _let_in(self, room: Room, member: Member, seq: int, statistics_known: bool) -> None:
-        if not room.expects(member):
-            return
-        missed = room.said_since(seq)
+        missed = room.missed(seq, statistics_known=statistics_known)
         if missed is None:
             self._errands.start(self._catch_up(room, member, seq))
             return
-        # What the newest change made of the statistics was told before they were in.
-        for event in missed + ([] if statistics_known else room.last_change(seq)):
+        for event in missed:
             if (more := self._told(room, event, member)) is not None:
                 self._errands.start(self._in_turn(room, member, event.sequence, more))
                 return
@@ -159,7 +156,8 @@ class Rooms:
             await more
         except Exception:
             log.exception("rooms.telling_failed", session_id=room.session_id)
-        self._let_in(room, member, seq, True)
+        if room.expects(member):
+            self._let_in(room, member, seq, True)
 
     async def _catch_up(self, room: Room, member: Member, seq: int) -> None:
         """Tell one member what the room heard while their answer was on its way and no longer remembers."""
@@ -176,7 +174,8 @@ class Rooms:
         except Exception:
             log.exception("rooms.catching_up_failed", session_id=room.session_id)
         # Where nothing could be had they come in all the same, rather than ask for ever.
-        self._let_in(room, member, seq if seq > since else max(seq, room.seq or 0), False)
+        if room.expects(member):
+            self._let_in(room, member, seq if seq > since else max(seq, room.seq or 0), False)
 
     def leave(self, session_id: str, sid: str) -> Member | None:
         """Take a socket out of one room, or off its way in; None when it was neither."""

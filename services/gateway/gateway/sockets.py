@@ -129,19 +129,27 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             self._end(asked, None)
 
     def _answered(self, asked: Asked, result: Any) -> None:
-        """Answer what was begun, let who asked into the room that was held meanwhile, and pass the turn on."""
-        if isinstance(result, Refused) and result.code == NO_ROLL:
-            self._errands.start(self._explain(asked))
-            return
+        """Answer what was begun, and only then let who asked into the room that was held meanwhile; pass the turn on."""
         if isinstance(result, Refused):
-            self._end(asked, result)
+            if result.code == NO_ROLL:
+                self._errands.start(self._explain(asked))
+            else:
+                self._end(asked, result)
             return
+        command, room = asked.command, asked.room
         try:
-            self._tell_result(asked, result)
+            assert command.answer is not None
+            self._tell(asked, command.answer(asked, result))
         except Exception:
             self._end(asked, None)
-        else:
-            self._over(asked)
+            return
+        if room is not None and command.let_in is not None:
+            try:
+                command.let_in(asked, room, result)
+            except Exception:
+                # It is answered: done is done.
+                log.exception("sockets.not_let_in", event_name=command.name)
+        self._over(asked)
 
     async def _explain(self, asked: Asked) -> None:
         try:
@@ -190,18 +198,6 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
                 self._ask(asked)
             else:
                 self._over(asked)
-
-    def _tell_result(self, asked: Asked, result: Any) -> None:
-        """Answer, and only then let into the room."""
-        command, room = asked.command, asked.room
-        assert command.answer is not None
-        self._tell(asked, command.answer(asked, result))
-        if room is not None and command.let_in is not None:
-            try:
-                command.let_in(asked, room, result)
-            except Exception:
-                # It is answered: done is done.
-                log.exception("sockets.not_let_in", event_name=command.name)
 
     def _tell(self, asked: Asked, answer: Answer) -> None:
         asked.reply.give(views.acknowledged(answer.view, self._clock()), answer.event)

@@ -225,7 +225,7 @@ class HalfALetter(Malformed):
 
 def _read(text: str) -> Any:
     try:
-        return Json.loads(text)
+        return msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         raise (HalfALetter if _has_half_a_letter(text) else Malformed)("no JSON") from error
 
