@@ -79,7 +79,7 @@ class Coalescer:
             pending.settled = None
 
     def send_soon(self, command: bytes, settled: Settled) -> _Pending:
-        """Begin to send one command; `settled` is called once, in a later turn of the loop, if it is still there then."""
+        """Begin to send one command; its `settled` is called once, in a later turn of the loop, unless it is None by then."""
         pending = _Pending(command, settled, monotonic() + SEND_TIMEOUT_SECONDS)
         if self._closed:
             asyncio.get_running_loop().call_soon(_settle, (pending,), CLOSED)

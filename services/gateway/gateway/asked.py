@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 
@@ -91,7 +91,7 @@ class Answer(Struct, frozen=True):
     view: View
 
 
-class Command(NamedTuple):
+class Command(Struct, frozen=True):
     """What a client may send under one name: its shape and its size, and what it does.
 
     Most commands are one `question` to a service, the `answer` made of its result and, for those that listen to the roll from

@@ -5,11 +5,14 @@ loop.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import json
 
 from gateway.engine.outbound import Message
+
+encode: Final = json.Encoder().encode
+"""Writes JSON, of msgspec's structs too."""
 
 Said = tuple[str, Any]
 """An event, and what it carries."""
@@ -52,7 +55,7 @@ def emit(said: Sequence[Said], ears: Iterable[Ear]) -> None:
 def as_message(said: Iterable[Said], namespace: str) -> Message:
     """Write events for the sockets of a namespace."""
     prefix = prefix_of(namespace)
-    return Message(*[b"42%b%b" % (prefix, json.encode(each)) for each in said])
+    return Message(*[b"42%b%b" % (prefix, encode(each)) for each in said])
 
 
 def prefix_of(namespace: str) -> bytes:

@@ -12,7 +12,7 @@ import socketio
 from msgspec import Struct
 from socketio import packet
 
-from gateway.engine.fanout import as_message, prefix_of
+from gateway.engine.fanout import as_message, encode, prefix_of
 from gateway.engine.links import REFUSED_SECONDS, Link
 from gateway.engine.outbound import Message
 from gateway.engine.transports import Engine
@@ -43,7 +43,7 @@ class Json:
     @staticmethod
     def dumps(data: Any, **_: Any) -> str:
         """Write JSON."""
-        return msgspec.json.encode(data).decode()
+        return encode(data).decode()
 
     @staticmethod
     def loads(text: str | bytes, **_: Any) -> Any:
@@ -90,7 +90,7 @@ class Reply(Struct):
 
     def give(self, answer: Any, event: str | None = None) -> None:
         """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
-        link, prefix, encoded = self.link, _PREFIXES[self.namespace], msgspec.json.encode(answer)
+        link, prefix, encoded = self.link, _PREFIXES[self.namespace], encode(answer)
         link.under_way -= 1
         if link.closed or link.namespaces.get(self.namespace) != self.sid:
             return
@@ -211,7 +211,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
 def _acknowledge(link: Link, namespace: str, number: str, answer: Any) -> None:
     if number and not link.closed:
-        link.put(Message(b"43%b%d[%b]" % (_PREFIXES[namespace], int(number), msgspec.json.encode(answer))))
+        link.put(Message(b"43%b%d[%b]" % (_PREFIXES[namespace], int(number), encode(answer))))
 
 
 class HalfALetter(Malformed):
