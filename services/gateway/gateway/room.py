@@ -63,15 +63,17 @@ class Room:
     progress_at: float = 0.0
     _students: dict[str, tuple[Member, ...]] = field(default_factory=dict)
 
-    def add(self, member: Member) -> None:
-        """Count a socket in, or in as what it is now."""
-        if member.sid in self.members:
+    def add(self, member: Member) -> bool:
+        """Count a socket in, or in as what it is now; say whether it was in before."""
+        known = member.sid in self.members
+        if known:
             self._uncount(member.sid)
         self.members[member.sid] = member
         if member.kind == "staff":
             self.staff_members[member.sid] = member
         else:
             self._students[member.user_id] = (*self._students.get(member.user_id, ()), member)
+        return known
 
     def remove(self, sid: str) -> Member | None:
         """Count a socket out; None when it was not in."""

@@ -134,8 +134,7 @@ class Rooms:
                 self._errands.start(self._in_turn(room, member, event.sequence, more))
                 return
         del room.entering[member.sid]
-        known = member.sid in room.members
-        room.add(member)
+        known = room.add(member)
         if member.kind == "staff" and not room.hears_of_presence:
             room.hears_of_presence = True
             channel = self._names.presence_channel(room.session_id)

@@ -106,7 +106,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
             self.queue.put_nowait(message)
         elif message is None:
             websocket.close()
-        elif not websocket.over:
+        else:
             self._take_out(message)
             websocket.write(message.frames)
 
@@ -123,7 +123,8 @@ class Link(AsyncSocket):  # type: ignore[misc]
 
     def _take_out(self, message: Message) -> None:
         self._written += 1
-        self._pinged = self._pinged or message is PING
+        if message is PING:
+            self._pinged = True
 
     def _progress(self) -> tuple[int, int]:
         return self._written, self._buffered()

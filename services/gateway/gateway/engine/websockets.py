@@ -63,9 +63,9 @@ class Writes:
 
     def add(self, websocket: "WebSocket") -> None:
         """Have a websocket flushed at the end of this turn."""
-        self._due.append(websocket)
-        if len(self._due) == 1:
+        if not self._due:
             asyncio.get_running_loop().call_soon(self._flush)
+        self._due.append(websocket)
 
     def _flush(self) -> None:
         due, self._due = self._due, []
@@ -87,7 +87,6 @@ class WebSocket(asyncio.Protocol):
         "_fragments",
         "_frames",
         "_gathered",
-        "_gathered_bytes",
         "_max_bytes",
         "_needed",
         "_rest",
@@ -109,8 +108,7 @@ class WebSocket(asyncio.Protocol):
         """Whether nothing is written any more."""
         self._departures = departures
         self._writes = writes
-        self._gathered: bytes | list[bytes] | None = None
-        self._gathered_bytes = 0
+        self._gathered = b""
         self._frames: Bucket | None = None
         self._max_bytes = max_bytes
         self._rest: bytearray | None = None
@@ -118,28 +116,21 @@ class WebSocket(asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._ended = self._broken = False
 
-    def write(self, frame: bytes) -> None:
-        """Write an encoded frame, with what else this turn of the loop writes; when it is over, it goes nowhere."""
+    def write(self, frames: bytes) -> None:
+        """Write encoded frames, with what else this turn of the loop writes; when it is over, they go nowhere."""
         if self.over:
             return
-        if self._gathered is None:
-            self._gathered = frame
-            self._gathered_bytes = len(frame)
+        if not self._gathered:
             self._writes.add(self)
-        elif isinstance(self._gathered, bytes):
-            self._gathered = [self._gathered, frame]
-            self._gathered_bytes += len(frame)
-        else:
-            self._gathered.append(frame)
-            self._gathered_bytes += len(frame)
-        if self._gathered_bytes > _GATHERED_BYTES:
+        self._gathered += frames
+        if len(self._gathered) > _GATHERED_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Hand what has gathered to the transport."""
-        gathered, self._gathered = self._gathered, None
-        if gathered is not None and not self.transport.is_closing():
-            self.transport.write(gathered if isinstance(gathered, bytes) else b"".join(gathered))
+        gathered, self._gathered = self._gathered, b""
+        if gathered and not self.transport.is_closing():
+            self.transport.write(gathered)
 
     def close(self) -> None:
         """Say goodbye and read on only for the client's own; a second time does nothing."""
