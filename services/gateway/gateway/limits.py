@@ -40,11 +40,12 @@ class Buckets:
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = _Bucket(0.0, now)
-        level = self._leaked(bucket, now) + 1
+        left = bucket.level - (now - bucket.at) * self.limit.per_second
+        level = left + 1 if left > 0 else 1.0
         if level > self.limit.burst:
             excess = level - self.limit.burst
             raise Refused("rate_limited", retry_after_ms=math.ceil(1000 * excess / self.limit.per_second))
-        bucket.level = level
+        bucket.level, bucket.at = level, now
         bucket.unsaid += 1
 
     def say(self, at_least: int) -> dict[str, int]:
@@ -61,11 +62,6 @@ class Buckets:
 
     def forget_idle(self, now: float) -> None:
         """Forget those whose bucket is empty again."""
-        for name in [name for name, bucket in self._buckets.items() if not self._leaked(bucket, now)]:
+        rate = self.limit.per_second
+        for name in [name for name, bucket in self._buckets.items() if bucket.level <= (now - bucket.at) * rate]:
             del self._buckets[name]
-
-    def _leaked(self, bucket: _Bucket, now: float) -> float:
-        level = bucket.level - (now - bucket.at) * self.limit.per_second
-        bucket.level = level = level if level > 0 else 0.0
-        bucket.at = now
-        return level
