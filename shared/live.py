@@ -59,12 +59,8 @@ class Names:
         return f"{self.prefix}:roll:{{{session_id}}}:head"
 
     def presence(self, session_id: str) -> str:
-        """Who is connected: a hash of "student socket" to the gateway that hosts it."""
+        """Who is connected: a hash of each gateway's id to all that it has to say of the session."""
         return f"{self.prefix}:presence:{{{session_id}}}"
-
-    def departures(self, session_id: str) -> str:
-        """Who has left lately: a hash of student to the stamp of their departure, which names the gateway that saw it."""
-        return f"{self.prefix}:presence:{{{session_id}}}:left"
 
     def presence_channel(self, session_id: str) -> str:
         """Where gateways tell each other who has left."""

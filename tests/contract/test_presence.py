@@ -9,10 +9,12 @@ from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
+from msgspec import json
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisGone
 
-from gateway.presence import ALIVE_SECONDS, BEAT_SECONDS, KEPT_SECONDS, REPEAT_SECONDS
+from gateway.presence import ALIVE_SECONDS, BEAT_SECONDS, GRACE_SECONDS, KEPT_SECONDS, REPEAT_SECONDS, TOLD_SECONDS
+from gateway.statements import Statement, decode_statement
 from shared.clock import parse_rfc3339, utc_now
 from shared.errors import Unavailable
 from shared.live import Names
@@ -66,6 +68,17 @@ async def becomes_online(world: World, *students: str) -> None:
     await eventually(lambda: world.presence.online(SID), lambda online: set(online) == set(students))
 
 
+async def said(world: World) -> Statement:
+    """Read what this gateway has said."""
+    body = await world.redis.hget(world.names.presence(SID), world.gateway_id)
+    return decode_statement(body) if isinstance(body, bytes) else Statement()
+
+
+async def has_said(world: World, *students: str) -> None:
+    """Wait until Redis has it that just these are connected here."""
+    await eventually(lambda: said(world), lambda found: found.here.keys() == set(students))
+
+
 def left(ear: Ear) -> list[str]:
     return [payload["student_id"] for payload in ear.of("studentLeft")]
 
@@ -75,6 +88,7 @@ def test_the_real_waits_are_those_of_the_design() -> None:
     assert 2 * BEAT_SECONDS < ALIVE_SECONDS
     assert ALIVE_SECONDS + BEAT_SECONDS < 30
     assert 2 * REPEAT_SECONDS < KEPT_SECONDS
+    assert ALIVE_SECONDS + BEAT_SECONDS + GRACE_SECONDS < TOLD_SECONDS
 
 
 async def test_who_is_connected_is_known_on_every_gateway(redis_url: str) -> None:
@@ -203,6 +217,22 @@ async def test_who_leaves_on_purpose_has_left_at_once(redis_url: str, monkeypatc
         await until(lambda: left(ear) == [ANN])
 
 
+async def test_who_leaves_on_purpose_after_their_socket_elsewhere_was_lost_is_told_of_once(redis_url: str) -> None:
+    """The gateway that lost it finds that all has been told."""
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        lost, closed = await a_student(here), await a_student(there)
+        await has_said(there, ANN)
+
+        here.presence.leave_all(lost)
+        await has_said(here)
+        there.presence.leave(SID, closed, at_once=True)
+
+        await until(lambda: left(ear) == [ANN])
+        await a_marker(here, [ear], "marker")
+        assert left(ear) == [ANN, "marker"]
+
+
 async def test_a_student_in_two_sessions_leaves_the_one_they_leave(world: World) -> None:
     sid = await a_student(world)
     world.presence.enter("other", ANN, sid)
@@ -231,7 +261,91 @@ async def test_those_on_a_gateway_that_dies_are_gone_and_staff_elsewhere_hear_of
             await until(lambda ear=ear: left(ear) == [ANN])  # type: ignore[misc]
         await a_marker(one, ears, "marker")
         assert [left(ear) for ear in ears] == [[ANN, "marker"]] * 2
-        assert await one.redis.hlen(names.presence(SID)) == 1
+        assert dying.gateway_id.encode() not in await one.redis.hkeys(names.presence(SID))
+
+
+async def test_a_departure_that_a_gateway_saw_and_did_not_live_to_tell_is_told_by_another(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of when it was."""
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", 60.0)
+    names = Names(f"test-{uuid4().hex}")
+    async with a_world(redis_url, names=names) as staying:
+        ear = await a_teacher(staying)
+        async with a_world(redis_url, names=names) as dying:
+            await until(lambda: dying.gateway_id in staying.presence._peers)
+            dying.presence.leave_all(await a_student(dying))
+            await eventually(lambda: said(dying), lambda found: ANN in found.gone)
+            [left_at] = (await said(dying)).gone.values()
+
+        await until(lambda: left(ear) == [ANN])
+        assert ear.of("studentLeft")[0]["left_at"] == left_at
+
+
+async def test_a_student_who_left_here_and_on_a_gateway_that_dies_is_told_of_once(redis_url: str) -> None:
+    """Whichever finds the other."""
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        for student_id in ("s10", "s11", "s12"):
+            sid = await a_student(there, student_id)
+            await has_said(there, student_id)
+            dead = Statement(here={student_id: 1})
+            await here.redis.hset(here.names.presence(SID), "dead", json.encode(dead))
+
+            there.presence.leave_all(sid)
+            await eventually(lambda: said(there), lambda found: bool(found.gone))
+            await here.presence.online(SID)
+
+            await until(lambda student_id=student_id: student_id in left(ear))  # type: ignore[misc]
+        for world in (here, there):
+            await a_marker(world, [ear], world.gateway_id)
+        assert left(ear) == ["s10", "s11", "s12", here.gateway_id, there.gateway_id]
+
+
+async def test_who_may_still_come_back_is_not_told_of_because_of_an_older_socket_on_a_gateway_that_died(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", 60.0)
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        there.presence.leave_all(await a_student(there))
+        await eventually(lambda: said(there), lambda found: ANN in found.gone)
+        await here.redis.hset(here.names.presence(SID), "dead", json.encode(Statement(here={ANN: 1})))
+
+        await here.presence.online(SID)
+
+        here.presence.leave(SID, await a_student(here, "marker"), at_once=True)
+        await until(lambda: left(ear) == ["marker"])
+
+
+async def test_of_those_who_find_a_gateway_dead_at_the_same_moment_one_takes_its_students_over(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        await here.redis.hset(here.names.presence(SID), "dead", json.encode(Statement(here={ANN: 1})))
+
+        both, execute = asyncio.Barrier(2), Pipeline.execute
+
+        async def together(pipeline: Any, *args: Any) -> Any:
+            if pipeline.command_stack[0][0][0] == "HDEL":
+                await both.wait()
+            return await execute(pipeline, *args)
+
+        with patch.object(Pipeline, "execute", together):
+            await asyncio.gather(here.presence.online(SID), there.presence.online(SID))
+
+        assert sum(SID in world.presence._own for world in (here, there)) == 1
+
+
+async def test_a_gateway_that_was_only_believed_dead_says_all_again(redis_url: str) -> None:
+    async with gateways(redis_url) as (here, there):
+        await a_student(there, ANN)
+        await becomes_online(here, ANN)
+
+        with patch("gateway.presence.BEAT_SECONDS", 60.0):
+            await there.redis.delete(there.names.gateway(there.gateway_id))
+            await here.presence.online(SID)
+            assert not await said(there)
+
+        await becomes_online(here, ANN)
 
 
 async def test_those_who_do_not_come_back_from_a_gateway_that_goes_are_told_of_by_another(redis_url: str) -> None:
@@ -275,11 +389,11 @@ async def test_everything_in_redis_ends_by_itself(world: World) -> None:
     await a_student(world)
     gone = await a_student(world, BEN)
     world.presence.leave_all(gone)
-    await eventually(lambda: world.redis.exists(world.names.departures(SID)), bool)
+    await eventually(lambda: said(world), lambda found: BEN in found.gone)
 
     keys = [key async for key in world.redis.scan_iter(f"{world.names.prefix}:*")]
 
-    assert len(keys) >= 4
+    assert len(keys) >= 3
     for key in keys:
         assert 0 < await world.redis.ttl(key) <= KEPT_SECONDS
 
@@ -287,7 +401,7 @@ async def test_everything_in_redis_ends_by_itself(world: World) -> None:
 async def test_without_redis_nobody_waits_and_all_is_told_once_it_is_back(world: World) -> None:
     ear = await a_teacher(world)
     sid = await a_student(world, BEN)
-    await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1)
+    await has_said(world, BEN)
 
     async def gone(*_: object, **__: object) -> None:
         raise RedisGone("refused")
@@ -304,21 +418,49 @@ async def test_without_redis_nobody_waits_and_all_is_told_once_it_is_back(world:
         assert left(ear) == []
 
     await until(lambda: left(ear) == [BEN])
-    await eventually(lambda: fields(world), lambda found: [field.split(b" ")[0] for field in found] == [ANN.encode()])
+    await has_said(world, ANN)
 
 
-async def fields(world: World) -> list[bytes]:
-    return [bytes(field) for field in await world.redis.hkeys(world.names.presence(SID)) if isinstance(field, bytes)]
+async def test_who_moved_to_another_gateway_while_redis_lost_everything_has_not_left(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gateway gives the others time to say again where their students are, before it tells of its own departures."""
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", 1.0)
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(here)
+        sid = await a_student(here)
+        await has_said(here, ANN)
+        cut_off, execute = {here.redis, there.redis}, Pipeline.execute
+
+        async def through(pipeline: Any, *args: Any) -> Any:
+            if any(pipeline.connection_pool is redis.connection_pool for redis in cut_off):
+                raise RedisGone("refused")
+            return await execute(pipeline, *args)
+
+        with patch.object(Pipeline, "execute", through):
+            here.presence.leave_all(sid)
+            await a_student(there)
+            # The grace passes.
+            await asyncio.sleep(1.5)
+            await forget(here)
+            cut_off.remove(here.redis)
+            await eventually(lambda: said(here), lambda found: ANN in found.gone)
+
+        await has_said(there, ANN)
+        await a_marker(here, [ear], "marker")
+        assert left(ear) == ["marker"]
 
 
-async def test_a_thousand_joins_are_a_few_round_trips(world: World) -> None:
-    await eventually(lambda: world.redis.exists(world.names.gateway(world.gateway_id)), bool)
-    trips = 0
+@asynccontextmanager
+async def counting(world: World) -> AsyncIterator[list[int]]:
+    """Count the commands by which a gateway says something, for each round trip; it neither beats nor repeats meanwhile."""
+    trips: list[int] = []
     execute = Pipeline.execute
 
     async def counted(pipeline: Any, *args: Any) -> Any:
-        nonlocal trips
-        trips += any(command[0][0] == "HSET" for command in pipeline.command_stack)
+        key = world.names.presence(SID)
+        if count := sum(command[0][:2] == ("HSET", key) for command in pipeline.command_stack):
+            trips.append(count)
         return await execute(pipeline, *args)
 
     with (
@@ -326,26 +468,82 @@ async def test_a_thousand_joins_are_a_few_round_trips(world: World) -> None:
         patch("gateway.presence.BEAT_SECONDS", 60.0),
         patch("gateway.presence.REPEAT_SECONDS", 60.0),
     ):
+        presence, now = world.presence, asyncio.get_running_loop().time
+        await presence._say_all_again()
+        await until(lambda: min(presence._beat_at, presence._repeat_at) > now() + 30)
+        yield trips
+
+
+async def test_a_thousand_joins_are_a_few_round_trips(world: World) -> None:
+    async with counting(world) as trips:
         for number in range(1000):
             world.presence.enter(SID, f"s{number}", f"sid{number}")
             if number % 100 == 0:
                 await asyncio.sleep(0.001)
-        await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1000)
+        await eventually(lambda: said(world), lambda found: len(found.here) == 1000)
 
-    assert trips <= 12
+    assert len(trips) <= 12
+
+
+async def test_joins_that_come_together_are_one_command(world: World) -> None:
+    async with counting(world) as trips:
+        for number in range(1000):
+            world.presence.enter(SID, f"s{number}", f"sid{number}")
+        await eventually(lambda: said(world), lambda found: len(found.here) == 1000)
+
+    assert trips == [1]
+
+
+async def test_the_more_there_is_to_say_the_longer_it_is_gathered(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large room all is said with each join: that must not come to be all that a gateway does."""
+    monkeypatch.setattr("gateway.presence._GATHER_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.presence._BYTE_SECONDS", 1.0)
+    async with counting(world) as trips:
+        for number in range(50):
+            world.presence.enter(SID, f"s{number}", f"sid{number}")
+            await asyncio.sleep(0.001)
+        await eventually(lambda: said(world), lambda found: len(found.here) == 50)
+
+    # The first at once, for there was nothing to wait for, and each second what has come meanwhile.
+    assert len(trips) <= 3
 
 
 async def test_a_thousand_who_leave_together_are_all_told(world: World) -> None:
     ear = await a_teacher(world)
     for number in range(1000):
         world.presence.enter(SID, f"s{number}", f"sid{number}")
-    await eventually(lambda: world.redis.hlen(world.names.presence(SID)), lambda count: count == 1000)
+    await eventually(lambda: said(world), lambda found: len(found.here) == 1000)
 
     for number in range(1000):
         world.presence.leave_all(f"sid{number}")
 
     await until(lambda: len(ear.of("studentLeft")) == 1000)
     assert set(left(ear)) == {f"s{number}" for number in range(1000)}
+
+
+async def test_what_is_over_is_said_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.presence.TOLD_SECONDS", 0.1)
+    ear = await a_teacher(world)
+
+    await a_marker(world, [ear], ANN)
+
+    await eventually(lambda: world.redis.exists(world.names.presence(SID)), lambda there: not there)
+    assert not world.presence._own
+
+
+async def test_a_field_that_cannot_be_read_says_nothing(redis_url: str) -> None:
+    """Of a gateway that lives, or of none."""
+    async with gateways(redis_url) as (here, there):
+        await a_student(here, ANN)
+        await has_said(here, ANN)
+        key = here.names.presence(SID)
+        await there.redis.hset(
+            key, mapping={there.gateway_id: b"\xff", "s9 socket": "gateway", b"\xff": b"", "x": b'{"here":[]}'}
+        )
+
+        assert set(await here.presence.online(SID)) == set(await there.presence.online(SID)) == {ANN}
+        await a_student(there, BEN)
+        await becomes_online(here, ANN, BEN)
 
 
 async def test_a_gateway_without_staff_does_not_listen_to_who_leaves(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

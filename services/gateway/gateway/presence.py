@@ -1,28 +1,31 @@
 """Who is connected: which students who joined a roll have a socket now, on any gateway. It lives in Redis and can be lost.
 
-Every gateway says again and again which sockets it hosts, and keeps a key of its own alive: what it said counts while that
-key lives. When a student's last socket has been gone for a while, and there is no other on any gateway, the gateway that saw
-it go tells all of them, who tell their staff. Only who asks who is connected waits for Redis.
+A session's hash has a field for each gateway, with all that it has to say of the session. Every gateway says it again and
+again, and keeps a key of its own alive: what it said counts while that key lives. When a student's last socket has been gone
+for a while, and there is no other on any gateway, the gateway that saw the last one go tells all of them, who tell their
+staff. Only who asks who is connected waits for Redis.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, NamedTuple
 
 import structlog
-from msgspec import Struct, json
+from msgspec import MsgspecError, json
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
+from gateway.statements import Left, Statement, decode_statement, must_tell
 from shared.clock import Clock, rfc3339
 from shared.errors import Unavailable
 from shared.live import AWAY, Listener, Names, publish_live, uncancelled
 from shared.messages import Time
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 GRACE_SECONDS: Final = 5.0
 """How long a student may be without a socket before anybody is told: a reconnect takes less."""
@@ -32,50 +35,28 @@ BEAT_SECONDS: Final = 4.0
 REPEAT_SECONDS: Final = 8.0
 KEPT_SECONDS: Final = 60
 """How long Redis keeps what nobody repeats."""
+TOLD_SECONDS: Final = 40.0
+"""How long a gateway says of whom it has told: a gateway that died knew perhaps of an earlier departure of theirs."""
 _GATHER_SECONDS: Final = 0.05
+_LONGEST_GATHER_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 1.0
-_CHUNK: Final = 500
+_CHUNK: Final = 100
 
-# Only one gateway may tell of a student: whoever removes what it goes by.
-_REMOVE_FIELDS: Final = """
-local removed = {}
-for _, field in ipairs(ARGV) do
-    if redis.call('HDEL', KEYS[1], field) == 1 then removed[#removed + 1] = field end
-end
-return removed
-"""
-_REMOVE_IF_SAME: Final = """
-local removed = {}
-for i = 1, #ARGV, 2 do
-    if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
-        redis.call('HDEL', KEYS[1], ARGV[i])
-        removed[#removed + 1] = ARGV[i]
-    end
-end
-return removed
-"""
+# What it takes of the loop to ask Redis once, and for each command and byte, as measured: so long a pause follows that all
+# of it stays below this share.
+_SHARE: Final = 0.01
+_TRIP_SECONDS: Final = 0.3e-3
+_COMMAND_SECONDS: Final = 15e-6
+_BYTE_SECONDS: Final = 7e-9
 
 
-class Left(Struct, frozen=True):
-    """A student who has no socket any more; what gateways tell each other on a presence channel is a list of these."""
+class _Due(NamedTuple):
+    """When a departure is to be settled, by the loop's clock."""
 
+    at: float
+    session_id: str
     student_id: str
     left_at: Time
-
-
-def decode_left(body: bytes) -> list[Left]:
-    """Read one message of a presence channel; raise msgspec.MsgspecError when it is none."""
-    return json.decode(body, type=list[Left])
-
-
-@dataclass(slots=True, eq=False)
-class _Departure:
-    """A student's last socket here has gone; `stamp` is what no other departure bears."""
-
-    left_at: Time
-    due: float
-    stamp: str
-    said: bool = False
 
 
 class Presence:
@@ -96,16 +77,18 @@ class Presence:
         self._id = gateway_id
         self._clock = clock
         self._staffed = staffed
-        self._here: dict[str, dict[str, set[str]]] = {}
-        """Sockets by session and student: the truth about this gateway."""
         self._by_socket: dict[str, dict[str, str]] = {}
-        self._unsaid: dict[tuple[str, str], bool] = {}
-        """What Redis has not been told: of (session, field), whether it is there."""
-        self._departures: dict[tuple[str, str], _Departure] = {}
-        self._numbers = count(1)
+        """Students by socket and session."""
+        self._own: dict[str, Statement] = {}
+        """What is to be said of each session: the truth about this gateway."""
+        self._changed: set[str] = set()
+        """The sessions of which Redis has not been told all."""
+        self._due: list[_Due] = []
+        """A heap. What it has of those who came back since is passed over."""
         self._peers: frozenset[str] = frozenset()
         self._beat_at = self._repeat_at = 0.0
         self._wake = asyncio.Event()
+        self._spent_seconds = 0.0
         self._handing_over = False
         listener.after_reconnecting(self._say_all_again)
 
@@ -115,25 +98,21 @@ class Presence:
         if session_id in sessions:
             return
         sessions[session_id] = student_id
-        self._here.setdefault(session_id, {}).setdefault(student_id, set()).add(sid)
-        self._departures.pop((session_id, student_id), None)
-        self._say(session_id, student_id, sid, here=True)
+        own = self._own_of(session_id)
+        own.here[student_id] = own.here.get(student_id, 0) + 1
+        own.gone.pop(student_id, None)
+        own.told.pop(student_id, None)
 
     def leave(self, session_id: str, sid: str, *, at_once: bool = False) -> bool:
         """Count a socket out; staff hear of it if it was the student's last, after a grace or `at_once`. False: not in."""
         student_id = self._by_socket.get(sid, {}).pop(session_id, None)
         if student_id is None:
             return False
-        students = self._here[session_id]
-        students[student_id].discard(sid)
-        if not students[student_id]:
-            del students[student_id]
-            due = asyncio.get_running_loop().time() + (0 if at_once else GRACE_SECONDS)
-            stamp = f"{self._id} {next(self._numbers)}"
-            self._departures[session_id, student_id] = _Departure(rfc3339(self._clock()), due, stamp)
-        if not students:
-            del self._here[session_id]
-        self._say(session_id, student_id, sid, here=False)
+        own = self._own_of(session_id)
+        own.here[student_id] -= 1
+        if not own.here[student_id]:
+            del own.here[student_id]
+            self._depart(session_id, student_id, rfc3339(self._clock()), 0 if at_once else GRACE_SECONDS)
         return True
 
     def leave_all(self, sid: str) -> None:
@@ -154,43 +133,51 @@ class Presence:
     async def online(self, session_id: str) -> Collection[str]:
         """Tell which students of a session are connected to any gateway; raise Unavailable without Redis."""
         try:
-            return (await uncancelled(self._read({session_id})))[session_id]
+            others = (await uncancelled(self._read({session_id})))[session_id]
         except AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
+        # Of its own sockets a gateway knows best.
+        own = self._own.get(session_id, Statement())
+        return own.here.keys() | {student_id for said in others.values() for student_id in said.here}
 
     async def run(self) -> None:
         """Tell Redis, for ever; whoever starts this guards it."""
         while True:
             await self._something_to_do()
+            self._spent_seconds = 0.0
             try:
                 await uncancelled(self._keep())
             except (*AWAY, Unavailable) as error:
                 log.warning("presence.untold", reason=str(error))
+                await self._say_all_again()
                 await asyncio.sleep(_AGAIN_SECONDS)
-            # Whatever comes meanwhile goes together: a thousand joins in a second are twenty round trips.
-            await asyncio.sleep(_GATHER_SECONDS)
+            # Whatever comes meanwhile goes together: a thousand joins in a second are twenty round trips, or fewer where
+            # so much goes each time that the loop would be busy with it.
+            await asyncio.sleep(min(max(_GATHER_SECONDS, self._spent_seconds / _SHARE), _LONGEST_GATHER_SECONDS))
 
     async def _something_to_do(self) -> None:
-        at = min([self._beat_at, *(departure.due for departure in self._departures.values())])
-        try:
+        at = min(self._beat_at, self._due[0].at) if self._due else self._beat_at
+        with suppress(TimeoutError):
             async with asyncio.timeout_at(at):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
         self._wake.clear()
 
     async def _keep(self) -> None:
         now = asyncio.get_running_loop().time()
         if self._beat_at <= now:
-            await self._beat()
             self._beat_at = now + BEAT_SECONDS
+            await self._beat()
         if self._repeat_at <= now:
-            for session_id, students in self._here.items():
-                for student_id, sids in students.items():
-                    self._unsaid |= {(session_id, _field(student_id, sid)): True for sid in sids}
             self._repeat_at = now + REPEAT_SECONDS
-        await self._say_unsaid()
-        await self._settle()
+            self._forget_told()
+            self._changed |= self._own.keys()
+        # Of two gateways that settle departures of one student, one must see the other's: so each says its own, then reads.
+        due = self._take_due()
+        await self._say_changed()
+        if due:
+            await self._settle(due)
+            # Whoever finds this gateway dead must not tell again.
+            await self._say_changed()
 
     async def _beat(self) -> None:
         """Stay alive, and see which other gateways have died since: nobody else tells of those who went with them."""
@@ -199,129 +186,164 @@ class Presence:
         pipeline.hset(self._names.gateways(), self._id, "")
         pipeline.expire(self._names.gateways(), KEPT_SECONDS)
         pipeline.hkeys(self._names.gateways())
-        known = {peer.decode() for peer in (await pipeline.execute())[-1]} - {self._id}
+        known = {peer.decode() for peer in (await self._ask(pipeline))[-1]} - {self._id}
         alive = await self._alive(known)
         if dead := known - alive:
-            await _awaited(self._redis.hdel(self._names.gateways(), *dead))
-        if self._peers - alive:
+            pipeline.hdel(self._names.gateways(), *dead)
+            await self._ask(pipeline)
+        if (self._peers | known) - alive:
             await self._read(set(self._staffed()))
         self._peers = alive
 
     async def _say_all_again(self) -> None:
+        """Begin anew with a Redis that may have lost everything. So do the others: each departure gets another grace."""
         self._beat_at = self._repeat_at = 0.0
+        at = asyncio.get_running_loop().time() + GRACE_SECONDS
+        self._due = [
+            _Due(at, session_id, student_id, left_at)
+            for session_id, own in self._own.items()
+            for student_id, left_at in own.gone.items()
+        ]
+        heapify(self._due)
         self._wake.set()
 
-    def _say(self, session_id: str, student_id: str, sid: str, *, here: bool) -> None:
-        self._unsaid[session_id, _field(student_id, sid)] = here
+    def _own_of(self, session_id: str) -> Statement:
+        """Return what is to be said of a session, for a change."""
+        own = self._own.get(session_id)
+        if own is None:
+            own = self._own[session_id] = Statement()
+        self._changed.add(session_id)
         self._wake.set()
+        return own
 
-    async def _say_unsaid(self) -> None:
-        """Tell Redis what it does not know; what could not be told stays unsaid."""
-        unsaid, self._unsaid = self._unsaid, {}
-        departures = {key: departure for key, departure in self._departures.items() if not departure.said}
-        try:
-            for chunk in _chunks(unsaid.items()):
-                await self._tell(dict(chunk), {})
-            for leaving in _chunks(departures.items()):
-                await self._tell({}, dict(leaving))
-        except BaseException:
-            self._unsaid = unsaid | self._unsaid
-            raise
+    def _depart(self, session_id: str, student_id: str, left_at: Time, seconds: float) -> None:
+        """Note a departure that is to be settled after a while."""
+        self._own_of(session_id).gone[student_id] = left_at
+        heappush(self._due, _Due(asyncio.get_running_loop().time() + seconds, session_id, student_id, left_at))
 
-    async def _tell(self, fields: dict[tuple[str, str], bool], departures: dict[tuple[str, str], _Departure]) -> None:
-        there, gone, stamps = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list), defaultdict[str, Any](dict)
-        for (session_id, name), here in fields.items():
-            (there if here else gone)[session_id].append(name)
-        for (session_id, student_id), departure in departures.items():
-            stamps[session_id][student_id] = departure.stamp
-        pipeline = self._redis.pipeline(transaction=False)
-        for session_id, names in there.items():
-            pipeline.hset(self._names.presence(session_id), mapping=dict.fromkeys(names, self._id))
-            pipeline.expire(self._names.presence(session_id), KEPT_SECONDS)
-            pipeline.hdel(self._names.departures(session_id), *map(_student, names))
-        for session_id, names in gone.items():
-            pipeline.hdel(self._names.presence(session_id), *names)
-        for session_id, mapping in stamps.items():
-            pipeline.hset(self._names.departures(session_id), mapping=mapping)
-            pipeline.expire(self._names.departures(session_id), KEPT_SECONDS)
-        await pipeline.execute()
-        for departure in departures.values():
-            departure.said = True
-
-    async def _settle(self) -> None:
-        """Tell of the students who have been gone long enough and are nowhere else."""
+    def _take_due(self) -> dict[str, dict[str, Time]]:
+        """Take out whose time has come, by session and student; what becomes of them must be settled now."""
         now = asyncio.get_running_loop().time()
-        due = defaultdict[str, dict[str, _Departure]](dict)
-        for (session_id, student_id), departure in self._departures.items():
-            if departure.said and departure.due <= now:
-                due[session_id][student_id] = departure
-        online = await self._read(due.keys())
-        for session_id, gone in due.items():
-            claims = [word for who, each in gone.items() if who not in online[session_id] for word in (who, each.stamp)]
-            claimed = await self._script(_REMOVE_IF_SAME, self._names.departures(session_id), claims)
-            # Who came back here meanwhile has no departure any more.
-            still = {who for who, each in gone.items() if self._departures.get((session_id, who)) is each}
-            await self._tell_gateways(session_id, [Left(who, gone[who].left_at) for who in claimed if who in still])
-            for student_id in still:
-                del self._departures[session_id, student_id]
+        due = defaultdict[str, dict[str, Time]](dict)
+        while self._due and self._due[0].at <= now:
+            _, session_id, student_id, left_at = heappop(self._due)
+            if self._is_gone(session_id, student_id, left_at):
+                due[session_id][student_id] = left_at
+        return due
 
-    async def _read(self, session_ids: Collection[str]) -> dict[str, Collection[str]]:
-        """Read who is connected, and clear away what gateways have said that are no more."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for session_id in session_ids:
-            pipeline.hgetall(self._names.presence(session_id))
-        hashes = await pipeline.execute() if session_ids else []
-        said = {
-            session_id: {field.decode(): owner.decode() for field, owner in fields.items()}
-            for session_id, fields in zip(session_ids, hashes, strict=True)
+    def _is_gone(self, session_id: str, student_id: str, left_at: Time) -> bool:
+        own = self._own.get(session_id)
+        return own is not None and own.gone.get(student_id) == left_at
+
+    def _forget_told(self) -> None:
+        before = rfc3339(self._clock() - timedelta(seconds=TOLD_SECONDS))
+        for own in self._own.values():
+            own.told = {student_id: told_at for student_id, told_at in own.told.items() if told_at > before}
+
+    async def _say_changed(self) -> None:
+        """Tell Redis what it does not know. Where that fails, all is said again."""
+        changed, self._changed = self._changed, set()
+        for session_ids in _chunks(changed):
+            pipeline = self._redis.pipeline(transaction=False)
+            # Nobody may see what is said here without the key by which it counts, though Redis has just lost it.
+            pipeline.set(self._names.gateway(self._id), 1, ex=ALIVE_SECONDS)
+            for session_id in session_ids:
+                key, own = self._names.presence(session_id), self._own[session_id]
+                if own:
+                    body = json.encode(own)
+                    self._spent_seconds += len(body) * _BYTE_SECONDS
+                    pipeline.hset(key, self._id, body)
+                    pipeline.expire(key, KEPT_SECONDS)
+                else:
+                    pipeline.hdel(key, self._id)
+            await self._ask(pipeline)
+            for session_id in session_ids:
+                if not self._own[session_id] and session_id not in self._changed:
+                    del self._own[session_id]
+
+    async def _settle(self, due: Mapping[str, Mapping[str, Time]]) -> None:
+        """Tell of the students who have been gone long enough and are nowhere else, where no other gateway does."""
+        told_at = rfc3339(self._clock())
+        left = {
+            session_id: [
+                Left(student_id, left_at)
+                for student_id, left_at in due[session_id].items()
+                # Whoever came back here meanwhile is gone no more.
+                if self._is_gone(session_id, student_id, left_at) and must_tell(self._id, student_id, left_at, others)
+            ]
+            for session_id, others in (await self._read(due.keys())).items()
         }
-        alive = await self._alive({owner for fields in said.values() for owner in fields.values()} - {self._id})
-        online: dict[str, Collection[str]] = {}
-        for session_id, fields in said.items():
-            # Of its own sockets a gateway knows best.
-            connected = {_student(field) for field, owner in fields.items() if owner in alive}
-            online[session_id] = connected = connected | self._here.get(session_id, {}).keys()
-            orphans = [field for field, owner in fields.items() if owner not in alive and owner != self._id]
-            removed = await self._script(_REMOVE_FIELDS, self._names.presence(session_id), orphans)
-            left = sorted({_student(field) for field in removed} - connected)
-            await self._tell_gateways(session_id, [Left(student, rfc3339(self._clock())) for student in left])
-        return online
+        messages = [(self._names.presence_channel(session_id), json.encode(news)) for session_id, news in left.items() if news]
+        await publish_live(self._redis, messages)
+        for session_id, settled in due.items():
+            own, told = self._own_of(session_id), {each.student_id for each in left[session_id]}
+            for student_id, left_at in settled.items():
+                if own.gone.get(student_id) == left_at:
+                    del own.gone[student_id]
+                    if student_id in told:
+                        own.told[student_id] = told_at
+
+    async def _read(self, session_ids: Collection[str]) -> dict[str, dict[str, Statement]]:
+        """Read what the other living gateways say of sessions, and clear away what those have said that are no more."""
+        said: dict[str, dict[str, Statement]] = {}
+        for chunk in _chunks(session_ids):
+            pipeline = self._redis.pipeline(transaction=False)
+            for session_id in chunk:
+                pipeline.hgetall(self._names.presence(session_id))
+            for session_id, fields in zip(chunk, await self._ask(pipeline), strict=True):
+                self._spent_seconds += sum(map(len, fields.values())) * _BYTE_SECONDS
+                by_gateway = {field.decode(errors="replace"): body for field, body in fields.items()}
+                by_gateway.pop(self._id, None)
+                said[session_id] = {id: _read_statement(session_id, id, body) for id, body in by_gateway.items()}
+        alive = await self._alive({gateway_id for others in said.values() for gateway_id in others})
+        dead = [(session_id, id) for session_id, others in said.items() for id in others if id not in alive]
+        if dead:
+            await self._clear_away(said, dead)
+        return said
+
+    async def _clear_away(self, said: dict[str, dict[str, Statement]], dead: Sequence[tuple[str, str]]) -> None:
+        """Take out what dead gateways said; only who removed it from Redis takes over what is to be told of their students."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for session_id, gateway_id in dead:
+            pipeline.hdel(self._names.presence(session_id), gateway_id)
+        removed = await self._ask(pipeline)
+        lost = [(session_id, gateway_id, said[session_id].pop(gateway_id)) for session_id, gateway_id in dead]
+        for (session_id, gateway_id, statement), was_there in zip(lost, removed, strict=True):
+            if was_there:
+                self._take_over(session_id, gateway_id, statement, said[session_id])
+
+    def _take_over(self, session_id: str, gateway_id: str, lost: Statement, others: Mapping[str, Statement]) -> None:
+        """See off the students of a gateway that is no more, as if they had left here."""
+        own = self._own.get(session_id, Statement())
+        said = {self._id: own, **others}
+        for student_id, left_at in (dict.fromkeys(lost.here, rfc3339(self._clock())) | lost.gone).items():
+            if student_id not in own.gone and must_tell(gateway_id, student_id, left_at, said):
+                # A gateway where they left as well may yet tell of it, or leave it to the one that is no more.
+                waits = any(student_id in each.gone for each in others.values())
+                self._depart(session_id, student_id, left_at, GRACE_SECONDS if waits else 0)
 
     async def _alive(self, gateway_ids: Collection[str]) -> frozenset[str]:
         pipeline = self._redis.pipeline(transaction=False)
         for gateway_id in gateway_ids:
             pipeline.exists(self._names.gateway(gateway_id))
-        found = await pipeline.execute() if gateway_ids else []
+        found = await self._ask(pipeline) if gateway_ids else []
         return frozenset(gateway_id for gateway_id, alive in zip(gateway_ids, found, strict=True) if alive)
 
-    async def _script(self, script: str, key: str, arguments: Sequence[str]) -> list[str]:
-        """Run a script that returns which of its arguments it removed."""
-        removed: list[str] = []
-        for chunk in _chunks(arguments):
-            removed += [field.decode() for field in await _awaited(self._redis.eval(script, 1, key, *chunk))]
-        return removed
-
-    async def _tell_gateways(self, session_id: str, left: Sequence[Left]) -> None:
-        if left:
-            await publish_live(self._redis, [(self._names.presence_channel(session_id), json.encode(left))])
+    async def _ask(self, pipeline: Pipeline) -> list[Any]:
+        self._spent_seconds += _TRIP_SECONDS + len(pipeline) * _COMMAND_SECONDS
+        return await pipeline.execute()
 
 
-async def _awaited(command: Any) -> Any:
-    """Await a command whose type the library leaves open."""
-    return await command
+def _read_statement(session_id: str, gateway_id: str, body: bytes) -> Statement:
+    """Read a gateway's field; one that cannot be read says nothing."""
+    try:
+        return decode_statement(body)
+    except MsgspecError as error:
+        log.error("presence.malformed_field", session_id=session_id, gateway_id=gateway_id, reason=type(error).__name__)
+        return Statement()
 
 
-def _field(student_id: str, sid: str) -> str:
-    # No id has a blank in it.
-    return f"{student_id} {sid}"
-
-
-def _student(field: str) -> str:
-    return field.partition(" ")[0]
-
-
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Cut what goes to Redis into pieces that do not hold up the loop. Even, so that pairs stay together."""
-    rest = iter(items)
-    while chunk := list(islice(rest, _CHUNK)):
-        yield chunk
+def _chunks(session_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Cut what goes to Redis into pieces that do not hold up the loop."""
+    every = list(session_ids)
+    return (every[at : at + _CHUNK] for at in range(0, len(every), _CHUNK))

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from gateway import views
 from gateway.engine.fanout import Said, emit
-from gateway.presence import Left
 from gateway.requests import answered
 from gateway.room import Member, Room
 from gateway.rooms import PROGRESS_SECONDS
+from gateway.statements import Left
 from gateway.watchers import Turn
 from shared.messages import (
     ActiveSession,

@@ -15,8 +15,8 @@ from msgspec import MsgspecError
 from redis.asyncio import Redis
 
 from gateway.errands import Errands
-from gateway.presence import Left, decode_left
 from gateway.room import Member, Room, without_gaps
+from gateway.statements import Left, decode_left
 from shared.errors import Refused, Unavailable
 from shared.live import AWAY, Listener, Names, Ready, uncancelled
 from shared.messages import ChangesRead, Event, EventData, decode_event
