@@ -393,10 +393,11 @@ class _Incoming(_Line):
     async def _waits(self, queue: str) -> bool:
         """Say whether messages wait: in a queue that another replica empties there are some now and then, not at each look."""
         assert self._control is not None
-        for _ in range(_LOOKS):
+        for look in range(_LOOKS):
+            if look:
+                await asyncio.sleep(_LOOK_SECONDS)
             if not (await self._control.queue_declare(queue, passive=True)).message_count:
                 return False
-            await asyncio.sleep(_LOOK_SECONDS)
         return True
 
     async def _start_now(self, consumer: _Consumer) -> None:
@@ -456,6 +457,9 @@ class AmqpInbox:
         self.queue = queue
         self.outgoing = outgoing
         self._priority = priority
+        self._back = False
+        self._channel: RawChannel | None = None
+        self._tag = ""
         self._arrived: deque[AmqpDelivery] = deque()
         self._arrival = asyncio.Event()
         self._heard = False
@@ -488,17 +492,38 @@ class AmqpInbox:
 
     async def start(self, channel: RawChannel) -> None:
         """Begin to consume."""
-
-        async def receive(message: DeliveredMessage) -> None:
-            self._heard = True
-            self._unfinished += 1
-            self.arrive(AmqpDelivery(message, self))
-
         await channel.basic_qos(prefetch_count=_PREFETCH)
-        await channel.basic_consume(self.queue, receive, arguments={"x-priority": self._priority})
+        await self._consume(channel)
+        self._channel = channel
+
+    async def _consume(self, channel: RawChannel) -> None:
+        priority = 0 if self._back else self._priority
+        consuming = await channel.basic_consume(self.queue, self._receive, arguments={"x-priority": priority})
+        self._tag = consuming.consumer_tag or ""
+
+    async def _receive(self, message: DeliveredMessage) -> None:
+        self._heard = True
+        self._unfinished += 1
+        self.arrive(AmqpDelivery(message, self))
+
+    async def stand_back(self, back: bool) -> None:
+        """Consume with the lowest priority, or with one's own; on the next connection too."""
+        channel, changed = self._channel, back is not self._back
+        self._back = back
+        if channel is None or not changed:
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                with _own_cancellations():
+                    await channel.basic_cancel(self._tag)
+                    await self._consume(channel)
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            # The next connection consumes anew; so does this one, once the probe finds that nothing comes.
+            log.warning("bus.consumer_lost", queue=self.queue, reason=reason(error))
 
     def stop(self) -> None:
         """Forget what was not taken: the broker delivers it again."""
+        self._channel = None
         self._arrived.clear()
         self._unfinished = 0
 

@@ -62,6 +62,9 @@ class Inbox(Protocol):
         Raises Unavailable when the broker does not confirm it: then the delivery must not be acknowledged.
         """
 
+    async def stand_back(self, back: bool) -> None:
+        """Take from now on only what no other replica takes; or be as before. Never raises, and a repeat does nothing."""
+
 
 class Bus(Protocol):
     """Everything a process may ask of the broker. Raises `errors.Unavailable` when the broker does not confirm."""

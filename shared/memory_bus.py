@@ -242,6 +242,9 @@ class MemoryInbox:
         """Keep a message in the broker's list."""
         self._broker.parked.append(Parked(body, self._name, reason))
 
+    async def stand_back(self, back: bool) -> None:
+        """There is nobody else."""
+
     def ack(self, message: _Message) -> None:
         """End a message that this inbox still holds."""
         if message in self._taken:

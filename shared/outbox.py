@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -26,7 +27,8 @@ from shared.messages import Event, EventData, ReplyTo, encode_event
 log = structlog.get_logger()
 
 SWEEP_SECONDS = 0.5
-_FINISH_SECONDS = 2.0
+_FINISH_SECONDS = 1.0
+"""How long each of what is to be finished may take."""
 _SWEEP_ROWS = 200
 _WAITING_ROWS = 2000
 """Beyond that a broker is waited for, so that memory is bounded."""
@@ -87,9 +89,14 @@ class _Line:
         if self._waiting and self._carrying is None:
             self._carrying = asyncio.create_task(self._carry_all())
 
+    @property
+    def full(self) -> bool:
+        """Whether far too many wait."""
+        return len(self._waiting) > _WAITING_ROWS
+
     async def room(self) -> None:
         """Wait while far too many wait."""
-        while len(self._waiting) > _WAITING_ROWS:
+        while self.full:
             self._fewer.clear()
             await self._fewer.wait()
 
@@ -175,7 +182,11 @@ class Outbox:
 
         Nobody who handles a batch waits for it, unless the broker is too slow by thousands.
         """
-        self._to_live.put(rows)
+        if self._to_live.full:
+            # By the newest whoever listens notices that older ones are missing.
+            self._unheard.extend(rows)
+        else:
+            self._to_live.put(rows)
         self._to_bus.put(rows)
         await self._to_bus.room()
 
@@ -225,13 +236,12 @@ class Outbox:
 
     async def finish(self, engine: AsyncEngine) -> None:
         """Take away, before the process goes, what it has published: else another would publish it once more."""
-        try:
-            async with asyncio.timeout(_FINISH_SECONDS):
-                await self._to_bus.finish()
-                await self.sweep_once(engine)
-                await self.settled()
-        except (Unavailable, TimeoutError) as error:
-            log.warning("outbox.not_finished", reason=str(error) or "no answer in time")
+        for finish in (self._to_bus.finish, partial(self.sweep_once, engine), self._to_live.finish):
+            try:
+                async with asyncio.timeout(_FINISH_SECONDS):
+                    await finish()
+            except (Unavailable, TimeoutError) as error:
+                log.warning("outbox.not_finished", reason=str(error) or "no answer in time")
 
     async def sweep_once(self, engine: AsyncEngine) -> int:
         """Publish and delete one page of old rows; return how many there were."""
@@ -240,7 +250,8 @@ class Outbox:
             if published:
                 await connection.execute(self._delete, {"gone": published})
             self._age_seconds.set(float(await connection.scalar(self._age) or 0))
-            ours = [*published, *(row.id for row in self._to_bus.rows())]
+            # A row may have left the line since those published were taken.
+            ours = [*published, *self._published, *(row.id for row in self._to_bus.rows())]
             rows = [_read(row) for row in await connection.execute(self._left, {"published": ours})]
             if rows:
                 await self._bus.publish([row.event for row in rows])

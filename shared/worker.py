@@ -152,10 +152,13 @@ class Worker:
                 pause = _PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)]
                 attempt += 1
                 log.warning("worker.paused", queue=self._queue, seconds=pause, reason=str(error))
+                # Another replica may reach what this one does not.
+                await inbox.stand_back(True)
                 await asyncio.sleep(pause)
             except Exception as error:
                 return await self._divide(inbox, jobs, error)
             else:
+                await inbox.stand_back(False)
                 await self._tell(outcome)
                 return set()
         return set()
@@ -196,10 +199,10 @@ class Worker:
                 await asyncio.sleep(_PAUSE_SECONDS[-1])
 
     async def _tell(self, outcome: Outcome) -> None:
-        """Answer, and then begin to publish."""
+        """Begin to publish, and answer."""
         answers = [(to.queue, encode_answer(to.correlation_id, result)) for to, result in outcome.answers]
-        await self._bus.answer(answers)
         await self._publish(outcome.events)
+        await self._bus.answer(answers)
 
 
 @asynccontextmanager

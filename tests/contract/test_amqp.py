@@ -7,8 +7,10 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from yarl import URL
 from shared import amqp, coalescer, link, topology
 from shared.amqp import AmqpBus, AmqpDelivery, open_amqp
 from shared.bus import SEND_TIMEOUT_SECONDS
+from shared.clock import utc_now
 from shared.errors import StartupFailed, Unavailable
-from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS
+from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, Actor, ReadRoll, encode
+from shared.outbox import OutboxRow
+from shared.worker import Outcome, Worker, working
 from tests.contract.bus_talk import STARTED, Begin, empty, events, eventually, take
 from tests.proxy import Proxy
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
@@ -350,6 +355,62 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
         assert bodies == [list(range(amqp._PREFETCH)), list(range(amqp._PREFETCH, 2 * amqp._PREFETCH))]
         for delivery in chain(*shares):
             await delivery.ack()
+
+
+async def test_a_replica_whose_server_is_away_leaves_the_work_to_another(url: str) -> None:
+    """It would else be given all of it, and keep it until it is too late."""
+    handled: list[tuple[int, str]] = []
+    sick: set[int] = set()
+
+    async def work(replica: int, commands: Sequence[ReadRoll]) -> Outcome:
+        if replica in sick:
+            raise Unavailable("Postgres")
+        handled.extend((replica, command.command_id) for command in commands)
+        return Outcome()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    async with AsyncExitStack() as stack:
+        sender, *replicas = [await stack.enter_async_context(open_amqp(url)) for _ in range(3)]
+        workers = [
+            Worker(bus, ATTENDANCE_COMMANDS, {ReadRoll: partial(work, number)}, publish, utc_now)
+            for number, bus in enumerate(replicas)
+        ]
+        await stack.enter_async_context(working(workers))
+        await two_consume(sender)
+
+        async def ask(name: str) -> None:
+            await sender.send(ATTENDANCE_COMMANDS, encode(to_read(name)))
+
+        await ask("first")
+        await eventually(lambda: len(handled) == 1)
+        [(preferred, _)] = handled
+        sick.add(preferred)
+        await ask("held")
+        await eventually(lambda: replicas[preferred].inbox(ATTENDANCE_COMMANDS)._back)
+        for number in range(20):
+            await ask(f"{number}")
+        await eventually(lambda: len(handled) >= 21)
+        assert handled[1:] == [(1 - preferred, f"{number}") for number in range(20)]
+
+        sick.clear()
+        await eventually(lambda: (preferred, "held") in handled)
+        async with asyncio.timeout(30):
+            while handled[-1][0] != preferred or handled[-1][1] == "held":
+                await ask("more")
+
+
+def to_read(name: str) -> ReadRoll:
+    """A command that may wait."""
+    now = utc_now()
+    return ReadRoll(
+        command_id=name,
+        actor=Actor("ann", "Ann", "teacher"),
+        received_at=now,
+        deadline=now + timedelta(seconds=60),
+        session_id="s",
+    )
 
 
 async def two_consume(bus: AmqpBus) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from gateway.engine.links import COMMANDS, REFUSALS
 from tests.system.gateways import gateways_alone
 from tests.system.rig import Rig
 from tests.system.rig import token as minted
+from tests.system.talk import a_lecture, calling
 from tests.wire import Websocket, a_websocket
 
 
@@ -240,3 +242,20 @@ async def test_answers_that_cross_a_goodbye_go_nowhere(client: Websocket) -> Non
     again = next(place for place, packet in enumerate(heard) if packet.startswith("40"))
     assert not [packet for packet in heard if packet.startswith("43") and packet.endswith("[]")]
     assert [packet[:4] for packet in heard[again + 1 :]] == ['42["', "4399"]
+
+
+async def test_a_teacher_who_polls_hears_of_all_who_join_at_once(cluster: Rig) -> None:
+    """python-socketio's client ends a connection that answers one poll with more than 16 packets."""
+    here, there = cluster.gateways
+    lecture = await a_lecture(here, students=40)
+    async with AsyncExitStack() as stack:
+        bearer = minted(lecture.teacher, "teacher")
+        teacher = await stack.enter_async_context(calling(here, bearer, transports=["polling"]))
+        assert (await teacher.ask("startAttendanceSession", lecture.about))["ok"]
+        students = [await stack.enter_async_context(calling(there, minted(student, "student"))) for student in lecture.students]
+
+        answers = await asyncio.gather(*(student.ask("joinAttendanceSession", lecture.about) for student in students))
+
+        assert all(answer["ok"] for answer in answers)
+        heard = [(await teacher.heard("studentJoinedAttendance"))["student_id"] for _ in lecture.students]
+        assert sorted(heard) == sorted(lecture.students)

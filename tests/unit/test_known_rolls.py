@@ -18,7 +18,7 @@ def is_known(known: Known, session_id: str) -> bool:
 
 
 def test_of_too_many_records_those_of_the_rolls_longest_unused_are_forgotten() -> None:
-    known = Known(most_records=6)
+    known = Known(most_records=8)
     known.keep(read_whole("a", 3), {})
     known.keep(read_whole("b", 3), {})
     assert is_known(known, "b")
@@ -36,3 +36,32 @@ def test_a_roll_read_whole_again_counts_once() -> None:
         known.keep(read_whole("a", 5), {})
 
     assert is_known(known, "a")
+
+
+def test_rolls_without_students_are_bounded_too() -> None:
+    known = Known(most_records=5)
+
+    for number in range(20):
+        known.keep(read_whole(f"r{number}", 0), {})
+
+    assert len(known._rolls) == 5
+
+
+def test_few_rolls_are_read_whole_at_once_and_none_where_there_is_no_room() -> None:
+    known, rolls = Known(most_records=100), {f"r{number}" for number in range(50)}
+    counts = [len(known.to_read_whole(rolls)) for _ in range(5)]
+    assert counts == [0, 0, 0, 4, 4]
+
+    known.keep(read_whole("large", 99), {})
+
+    assert known.to_read_whole(rolls) == []
+
+
+def test_a_roll_that_had_to_go_is_not_read_whole_at_once_again() -> None:
+    known = Known(most_records=6)
+    for session in "ab":
+        known.keep(read_whole(session, 4), {})
+
+    known.keep(read_whole("b", 2), {})
+
+    assert known.to_read_whole({"a"}) == []

@@ -57,3 +57,15 @@ async def test_what_was_too_much_is_let_go_and_nothing_waits_any_more() -> None:
     queue.shut()
     assert await queue.get() is None
     assert queue.empty()
+
+
+async def test_what_is_put_back_comes_first_and_counts_once() -> None:
+    queue = Outbound(full)
+    first, second = a_packet(10), a_packet(20)
+    queue.put_nowait(first)
+    queue.put_nowait(second)
+
+    queue.put_back(await queue.get() or first)
+
+    assert [queue.get_nowait(), queue.get_nowait()] == [first, second]
+    assert queue._small_bytes == 0

@@ -1,5 +1,6 @@
 """What Redis does not take is told once more: RabbitMQ has it, so its row is gone, and nobody else would tell of it."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -68,3 +69,71 @@ async def test_of_too_much_the_newest_is_kept_also_after_telling_has_failed_agai
     await outbox.tell_unheard()
 
     assert heard == ["3", "4", "5"]
+
+
+class SlowBus(MemoryBus):
+    """A bus that takes events only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[list[str]] = []
+        self.free = asyncio.Event()
+
+    async def publish(self, events: Sequence[OutgoingEvent]) -> None:
+        self.taken.append([event.id for event in events])
+        await self.free.wait()
+
+
+async def nobody(_: Sequence[OutboxRow]) -> None:
+    """Redis is well."""
+
+
+async def test_nobody_waits_for_events_and_what_gathers_behind_one_leaves_together_in_order() -> None:
+    bus = SlowBus()
+    outbox = Outbox("attendance", bus, nobody)
+    for seq in range(5):
+        await outbox.publish([told(seq)])
+        await asyncio.sleep(0)
+    assert bus.taken == [["0"]]
+
+    bus.free.set()
+    await outbox.settled()
+
+    assert bus.taken == [["0"], ["1", "2", "3", "4"]]
+
+
+async def test_where_thousands_wait_for_the_broker_whoever_adds_to_them_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outboxes, "_WAITING_ROWS", 2)
+    bus = SlowBus()
+    outbox = Outbox("attendance", bus, nobody)
+    await outbox.publish([told(0)])
+    await asyncio.sleep(0)
+    adding = asyncio.create_task(outbox.publish([told(seq) for seq in (1, 2, 3)]))
+    await asyncio.sleep(0)
+    assert not adding.done()
+
+    bus.free.set()
+
+    await adding
+
+
+async def test_of_what_a_slow_redis_lets_wait_the_newest_is_remembered_and_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outboxes, "_WAITING_ROWS", 2)
+    heard: list[str] = []
+    thawed = asyncio.Event()
+
+    async def broadcast(rows: Sequence[OutboxRow]) -> None:
+        await thawed.wait()
+        heard.extend(row.event.id for row in rows)
+
+    outbox = Outbox("attendance", MemoryBus(), broadcast)
+    for seq in range(6):
+        await outbox.publish([told(seq)])
+        await asyncio.sleep(0)
+    thawed.set()
+    await outbox.settled()
+    assert heard == ["0", "1", "2", "3"]
+
+    await outbox.tell_unheard()
+
+    assert heard == ["0", "1", "2", "3", "4", "5"]

@@ -141,7 +141,8 @@ class Presence:
         return own.here.keys() | {student_id for said in others.values() for student_id in said.here}
 
     async def run(self) -> None:
-        """Tell Redis, for ever; whoever starts this guards it."""
+        """Tell Redis, for ever; whoever starts this guards it. Begun again, it says all again: nobody knows what was said."""
+        await self._say_all_again()
         while True:
             await self._something_to_do()
             self._spent_seconds = 0.0

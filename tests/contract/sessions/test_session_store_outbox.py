@@ -102,3 +102,38 @@ async def test_a_frozen_redis_holds_no_sweep_up(engine: AsyncEngine) -> None:
         thawed.set()
         await told.wait()
     assert left == [0]
+
+
+class HangingBus(MemoryBus):
+    """A broker that confirms nothing."""
+
+    async def publish(self, events: Sequence[OutgoingEvent]) -> None:
+        await asyncio.get_running_loop().create_future()
+
+
+async def test_the_sweep_leaves_alone_what_is_on_its_way_from_here(engine: AsyncEngine) -> None:
+    """However long the broker takes."""
+    box = Outbox("sessions", HangingBus(), nobody_listens)
+    async with transaction(engine) as connection:
+        await box.add(connection, [NOBODY_CARES])
+    await box.publish([NOBODY_CARES])
+    async with transaction(engine) as connection:
+        await connection.execute(text("UPDATE sessions.outbox SET created_at = created_at - interval '1 minute'"))
+
+    async with asyncio.timeout(10):
+        assert await box.sweep_once(engine) == 0
+
+
+async def test_what_was_published_is_taken_away_at_the_end_though_the_broker_hangs(engine: AsyncEngine) -> None:
+    box = Outbox("sessions", MemoryBus(), nobody_listens)
+    async with transaction(engine) as connection:
+        await box.add(connection, [NOBODY_CARES])
+    await box.publish([NOBODY_CARES])
+    await box.settled()
+    box._bus = HangingBus()
+    await box.publish([OutboxRow(OutgoingEvent("e2", "rollcall.nobody.cares.v1", b"{}"), ())])
+
+    async with asyncio.timeout(10):
+        await box.finish(engine)
+
+    assert await waiting(engine) == 0

@@ -13,10 +13,12 @@ from attendance_service.store.attempts import Attempt
 from attendance_service.store.units import Unit
 
 MOST_RECORDS: Final = 50_000
-"""How many records are kept, of all rolls together: some 20 MB."""
+"""How many records are kept, of all rolls together, a roll itself counting as one: some 20 MB."""
 LARGEST_ROLL: Final = 2_000
 """A roll of more students is not read whole: that would hold up those who wait."""
 _MOST_ROLLS: Final = 10_000
+_WHOLE_AT_ONCE: Final = 4
+"""How many rolls are read whole in one batch: those who wait for it are not to pay for what others will spare."""
 _FIRST, _CONTESTED = 3, 16
 """For how many batches only the records touched are read: of a roll that was opened elsewhere or has been changed under its
 lock, and of one that another replica has changed. Where hundreds join in one batch, few batches are all there are."""
@@ -60,13 +62,16 @@ class Known:
         return attempt
 
     def to_read_whole(self, session_ids: Set[str]) -> list[str]:
-        """Say which of these rolls, about to be read, are to be read whole: those at work for longer, and only here."""
-        whole = []
+        """Say which of these rolls, about to be read, are to be read whole: some of those at work for longer, and only here.
+
+        None while there is no room for them: what is read would go before it is of use.
+        """
+        whole: list[str] = []
         for session_id in session_ids - self._rolls.keys():
             left = self._patience.get(session_id, _FIRST)
             if left:
                 self._wait(session_id, left - 1)
-            else:
+            elif len(whole) < _WHOLE_AT_ONCE and self._records < self._most_records:
                 whole.append(session_id)
         return whole
 
@@ -112,22 +117,21 @@ class Known:
             self._forget(session_id, _CONTESTED)
 
     def _forget(self, session_id: str, batches: int) -> None:
-        if session_id in self._rolls:
-            self._drop(session_id)
-            self._wait(session_id, batches)
+        self._drop(session_id)
+        self._wait(session_id, batches)
 
     def _keep_within_bounds(self) -> None:
         while self._records > self._most_records:
-            self._drop(next(iter(self._rolls)))
+            self._forget(next(iter(self._rolls)), _CONTESTED)
 
     def _put(self, session_id: str, kept: _Kept) -> None:
         self._drop(session_id)
         self._rolls[session_id] = kept
-        self._records += len(kept.records)
+        self._records += 1 + len(kept.records)
 
     def _drop(self, session_id: str) -> None:
         if (kept := self._rolls.pop(session_id, None)) is not None:
-            self._records -= len(kept.records)
+            self._records -= 1 + len(kept.records)
 
     def _wait(self, session_id: str, batches: int) -> None:
         self._patience[session_id] = batches

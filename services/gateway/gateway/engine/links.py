@@ -5,6 +5,7 @@ held is free again. Nothing here knows Socket.IO or attendance.
 """
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ COMMANDS: Final = 200
 COMMANDS_PER_SECOND: Final = 50
 REFUSALS: Final = 1000
 """How many commands beyond the bucket are answered; refilled as fast as the bucket itself. Then the link is closed."""
+POLLED_PACKETS: Final = 16
+"""How many packets answer one poll: python-engineio's clients end a connection that brings more."""
 _UNREAD: Final = 64
 """How many packets of one websocket may wait for the one before them to be done; then it is read no further."""
 
@@ -326,19 +329,24 @@ class Link(AsyncSocket):  # type: ignore[misc]
         return Answer(request, self._answering_on, body=body, headers=headers)
 
     async def poll(self) -> list[Message]:
-        """Wait for what is to be sent, and take all of it; raise QueueEmpty when the link is over."""
-        first = await self.queue.get()
-        if first is None:
+        """Wait for what is to be sent, and take as much as a client reads at once; raise QueueEmpty when the link is over."""
+        message = await self.queue.get()
+        if message is None:
             raise QueueEmpty
-        messages = [first]
-        while not self.queue.empty():
-            message = self.queue.get_nowait()
-            if message is None:
-                self.queue.put_nowait(None)
-                break
-            messages.append(message)
-        for message in messages:
+        messages: list[Message] = []
+        # What is over is not polled again.
+        room = sys.maxsize if self.closed else POLLED_PACKETS
+        while message is not None:
+            if len(message.packets) > room:
+                self.queue.put_back(Message(*message.packets[room:]))
+                message = Message(*message.packets[:room])
             self._take_out(message)
+            messages.append(message)
+            room -= len(message.packets)
+            if not room or self.queue.empty():
+                return messages
+            message = self.queue.get_nowait()
+        self.queue.put_nowait(None)
         return messages
 
     async def handle_post_request(self, environ: dict[str, Any]) -> None:

@@ -64,6 +64,15 @@ class Outbound:
             self._waiting = None
         return message
 
+    def put_back(self, message: Message) -> None:
+        """Put what was taken too much in front of the others."""
+        if self._shut:
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.appendleft(message)
+        self._count(message, 1)
+
     async def get(self) -> Message | None:
         """Wait for the message that is to be written next, and take it; one at a time may wait."""
         while not self._waiting:

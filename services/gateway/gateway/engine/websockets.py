@@ -70,11 +70,7 @@ class Writes:
     def _flush(self) -> None:
         due, self._due = self._due, []
         for websocket in due:
-            try:
-                websocket.flush()
-            except (OSError, RuntimeError):
-                # uvloop's for a connection that was cut in this very turn; the others are to be written all the same.
-                websocket.transport.abort()
+            websocket.flush()
 
 
 class WebSocket(asyncio.Protocol):
@@ -130,7 +126,11 @@ class WebSocket(asyncio.Protocol):
         """Hand what has gathered to the transport."""
         gathered, self._gathered = self._gathered, b""
         if gathered and not self.transport.is_closing():
-            self.transport.write(gathered)
+            try:
+                self.transport.write(gathered)
+            except (OSError, RuntimeError):
+                # uvloop's for a connection that was cut in this very turn; others are to be written to all the same.
+                self.transport.abort()
 
     def close(self) -> None:
         """Say goodbye and read on only for the client's own; a second time does nothing."""
