@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from functools import partial
-from random import randrange
 from typing import Final, Protocol
 from uuid import uuid4
 
@@ -42,7 +41,8 @@ log = structlog.get_logger()
 SETTING: Final = "ROLLCALL_AMQP_URL"
 # Small: each crash of a consumer counts as a delivery of everything it had been given.
 _PREFETCH = 32
-_PRIORITIES = 1 << 30
+_FAR_AHEAD_MS = 1 << 42
+"""A time that no process starts at (the year 2109): the older one is, the more before it."""
 _HEARTBEAT_SECONDS = 10
 _LOOKS, _LOOK_SECONDS = 3, 0.02
 _REASON_CHARACTERS = 1000
@@ -102,7 +102,7 @@ class AmqpBus:
         self._incoming = _Incoming(self._url)
         self._coalescers: dict[str, Coalescer] = {}
         self._inboxes: dict[str, AmqpInbox] = {}
-        self._priority = randrange(_PRIORITIES)
+        self._priority = _FAR_AHEAD_MS - int(1000 * utc_now().timestamp())
         self._answers: _Answers | None = None
         self._closed = False
 
