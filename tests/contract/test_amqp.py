@@ -343,9 +343,7 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
 async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_another(url: str) -> None:
     """So that those who join one lecture meet in one batch, and not in two that are in each other's way."""
     async with open_amqp(url) as sender, open_amqp(url) as one, open_amqp(url) as other:
-        for replica in (one, other):
-            replica.inbox(ATTENDANCE_COMMANDS)
-        await two_consume(sender)
+        await consuming(one, other)
         for number in range(2 * amqp._PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
@@ -378,7 +376,7 @@ async def test_a_replica_whose_server_is_away_leaves_the_work_to_another(url: st
             for number, bus in enumerate(replicas)
         ]
         await stack.enter_async_context(working(workers))
-        await two_consume(sender)
+        await consuming(*replicas)
 
         async def ask(name: str) -> None:
             await sender.send(ATTENDANCE_COMMANDS, encode(to_read(name)))
@@ -413,13 +411,9 @@ def to_read(name: str) -> ReadRoll:
     )
 
 
-async def two_consume(bus: AmqpBus) -> None:
-    """Wait until two consume the attendance commands."""
-    control = bus._outgoing._control
-    assert control is not None
-    async with asyncio.timeout(30):
-        while (await control.queue_declare(ATTENDANCE_COMMANDS, passive=True)).consumer_count != 2:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+async def consuming(*replicas: AmqpBus) -> None:
+    """Wait until the broker has said to each of these that it consumes the attendance commands."""
+    await eventually(lambda: all(replica.inbox(ATTENDANCE_COMMANDS)._tag for replica in replicas))
 
 
 async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replaced(node: Node, url: str) -> None:

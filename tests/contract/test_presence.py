@@ -431,17 +431,21 @@ async def test_who_moved_to_another_gateway_while_redis_lost_everything_has_not_
         sid = await a_student(here)
         await has_said(here, ANN)
         cut_off, execute = {here.redis, there.redis}, Pipeline.execute
+        clock, tried_at = asyncio.get_running_loop().time, 0.0
 
         async def through(pipeline: Any, *args: Any) -> Any:
+            nonlocal tried_at
             if any(pipeline.connection_pool is redis.connection_pool for redis in cut_off):
+                tried_at = clock()
                 raise RedisGone("refused")
             return await execute(pipeline, *args)
 
         with patch.object(Pipeline, "execute", through):
             here.presence.leave_all(sid)
+            due = here.presence._due[0].at
             await a_student(there)
-            # The grace passes.
-            await asyncio.sleep(1.5)
+            # The grace passes, and what it has to say is tried again after that.
+            await until(lambda: tried_at > due)
             await forget(here)
             cut_off.remove(here.redis)
             await eventually(lambda: said(here), lambda found: ANN in found.gone)
@@ -501,7 +505,8 @@ async def test_the_more_there_is_to_say_the_longer_it_is_gathered(world: World, 
     async with counting(world) as trips:
         for number in range(50):
             world.presence.enter(SID, f"s{number}", f"sid{number}")
-            await asyncio.sleep(0.001)
+            # Each a round trip after the one before: time enough to say it.
+            await world.redis.ping()
         await eventually(lambda: said(world), lambda found: len(found.here) == 50)
 
     # The first at once, for there was nothing to wait for, and each second what has come meanwhile.

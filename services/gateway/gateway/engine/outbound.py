@@ -44,9 +44,7 @@ class Outbound:
         """Put a message behind the others; None ends the writing. Nothing waits any more once it was too much."""
         if self._shut:
             return
-        if self._waiting is None:
-            self._waiting = deque()
-        self._waiting.append(message)
+        self._line().append(message)
         self._count(message, 1)
         if self._getter is not None and not self._getter.done():
             self._getter.set_result(None)
@@ -65,13 +63,14 @@ class Outbound:
         return message
 
     def put_back(self, message: Message) -> None:
-        """Put what was taken too much in front of the others."""
-        if self._shut:
-            return
+        """Put what was taken too much in front of the others, in the same turn of the loop."""
+        self._line().appendleft(message)
+        self._count(message, 1)
+
+    def _line(self) -> deque[Message | None]:
         if self._waiting is None:
             self._waiting = deque()
-        self._waiting.appendleft(message)
-        self._count(message, 1)
+        return self._waiting
 
     async def get(self) -> Message | None:
         """Wait for the message that is to be written next, and take it; one at a time may wait."""
