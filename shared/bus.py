@@ -1,7 +1,7 @@
 """The bus between processes, as an interface: commands to a service's queue, answers to one gateway, events to whoever cares.
 
-A bus moves bytes and knows no message. Two implementations, `amqp.AmqpBus` (RabbitMQ) and `memory_bus.MemoryBus` (one
-process), pass the same suite in tests/contract/test_bus.py.
+A bus moves bytes and knows no message. Two implementations, `amqp.bus.AmqpBus` (RabbitMQ) and `memory_bus.MemoryBus`
+(one process), pass the same suite in tests/contract/test_bus.py.
 """
 
 from collections.abc import Callable, Sequence

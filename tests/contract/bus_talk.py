@@ -8,7 +8,7 @@ from typing import Any
 import aio_pika
 
 from shared import topology
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.bus import Bus, Delivery, OutgoingEvent
 from shared.errors import Unavailable
 from shared.messages import ReplyTo

@@ -20,8 +20,11 @@ import pytest
 from prometheus_client import REGISTRY
 from yarl import URL
 
-from shared import amqp, coalescer, link, topology
-from shared.amqp import AmqpBus, AmqpDelivery, open_amqp
+from shared import coalescer, link, topology
+from shared.amqp import lines
+from shared.amqp.bus import AmqpBus, open_amqp
+from shared.amqp.inbox import PREFETCH, AmqpDelivery
+from shared.amqp.properties import EVENT_ID_HEADER
 from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.clock import utc_now
 from shared.errors import StartupFailed, Unavailable
@@ -227,7 +230,7 @@ async def test_a_message_in_flight_when_the_heartbeat_stops_is_unavailable(
     """The library fails what waits on such a connection with CancelledError, which must not pass for a cancellation."""
     monkeypatch.setattr(aiormq.Connection, "HEARTBEAT_GRACE_MULTIPLIER", 0.5)
     monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
-    for module in (amqp, coalescer):
+    for module in (lines, coalescer):
         monkeypatch.setattr(module, "SEND_TIMEOUT_SECONDS", 60)
     async with open_amqp(f"{proxy.url}?heartbeat=1") as bus:
         proxy.freeze()
@@ -317,9 +320,9 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
     """Messages wait because the first ones are not done: a worker that is paused is no dead consumer."""
     async with open_amqp(url) as bus:
         inbox = bus.inbox(ATTENDANCE_COMMANDS)
-        for number in range(amqp._PREFETCH + 1):
+        for number in range(PREFETCH + 1):
             await bus.send(ATTENDANCE_COMMANDS, b"%d" % number)
-        (first, *_) = taken = await take(bus, ATTENDANCE_COMMANDS, amqp._PREFETCH)
+        (first, *_) = taken = await take(bus, ATTENDANCE_COMMANDS, PREFETCH)
         probes = 0
         probe = bus._incoming._link._probe
 
@@ -344,13 +347,13 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
     """So that those who join one lecture meet in one batch, and not in two that are in each other's way."""
     async with open_amqp(url) as sender, open_amqp(url) as one, open_amqp(url) as other:
         await consuming(one, other)
-        for number in range(2 * amqp._PREFETCH):
+        for number in range(2 * PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
-        shares = [await take(replica, ATTENDANCE_COMMANDS, amqp._PREFETCH) for replica in (one, other)]
+        shares = [await take(replica, ATTENDANCE_COMMANDS, PREFETCH) for replica in (one, other)]
 
         bodies = sorted([json.loads(delivery.body)[0] for delivery in share] for share in shares)
-        assert bodies == [list(range(amqp._PREFETCH)), list(range(amqp._PREFETCH, 2 * amqp._PREFETCH))]
+        assert bodies == [list(range(PREFETCH)), list(range(PREFETCH, 2 * PREFETCH))]
         for delivery in chain(*shares):
             await delivery.ack()
 
@@ -578,7 +581,7 @@ async def test_every_event_stays_on_the_stream(url: str) -> None:
         assert message.body == b"rollcall.something.new.v1"
         assert message.content_type == "application/cloudevents+json"
         assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-        assert message.headers[amqp.EVENT_ID_HEADER] == "0:rollcall.something.new.v1"
+        assert message.headers[EVENT_ID_HEADER] == "0:rollcall.something.new.v1"
 
 
 # A start that fails

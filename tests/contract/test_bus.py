@@ -14,7 +14,8 @@ import aio_pika
 import pytest
 
 from shared import topology
-from shared.amqp import QUEUE_HEADER, REASON_HEADER, open_amqp
+from shared.amqp.bus import open_amqp
+from shared.amqp.properties import QUEUE_HEADER, REASON_HEADER
 from shared.bus import COMMANDS_PER_MESSAGE, RETRY_SECONDS, Bus, Delivery, OutgoingEvent
 from shared.coalescer import BYTES_PER_MESSAGE
 from shared.errors import Unavailable

@@ -18,8 +18,9 @@ from typer.testing import CliRunner, Result
 from rollcall.__main__ import app
 from rollcall.launcher import free_port
 from rollcall.parking import renewed, what
-from shared import parking, topology
-from shared.amqp import AmqpBus, open_amqp
+from shared import topology
+from shared.amqp import parking
+from shared.amqp.bus import AmqpBus, open_amqp
 from shared.clock import rfc3339, utc_now
 from shared.errors import StartupFailed
 from shared.messages import (

@@ -10,8 +10,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from shared import amqp
-from shared.amqp import AmqpBus, AmqpDelivery
+from shared.amqp import inbox
+from shared.amqp.bus import AmqpBus
+from shared.amqp.inbox import AmqpDelivery
 from shared.outbox import Outbox, OutboxRow
 
 
@@ -79,6 +80,6 @@ POINTS = {
 
 if __name__ == "__main__":
     # It goes before every other replica: it must come by, though the one that runs longest can do all there is.
-    amqp._FAR_AHEAD_MS *= 2
+    inbox.FAR_AHEAD_MS *= 2
     POINTS[sys.argv[2]]()
     runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)

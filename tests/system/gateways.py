@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import gateway.__main__ as gateway
 from rollcall.launcher import free_port
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.clock import utc_now
 from shared.live import Names, open_redis
 from shared.memory_bus import MemoryBroker, MemoryBus

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from socketio.exceptions import ConnectionError as RefusedConnection
 
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.live import Names, open_redis
 from shared.messages import ATTENDANCE_COMMANDS, SESSION_COMMANDS
 from tests.contract.bus_talk import eventually

@@ -12,7 +12,7 @@ from attendance_service import handlers
 from attendance_service.live import LiveRolls
 from attendance_service.store import RollStore
 from attendance_service.tables import NEWEST, SCHEMA
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.bus import Bus
 from shared.clock import Clock, utc_now
 from shared.database import answers, open_database

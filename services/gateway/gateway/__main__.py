@@ -33,7 +33,7 @@ from gateway.rooms import Rooms
 from gateway.sockets import Attendance
 from gateway.usage import Usage
 from gateway.watchers import Watchers
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.bus import Bus
 from shared.clock import Clock, utc_now
 from shared.live import Listener, Names, open_redis

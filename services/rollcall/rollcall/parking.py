@@ -12,10 +12,10 @@ import typer
 from msgspec import MsgspecError, json
 from msgspec.structs import replace
 
+from shared.amqp.parking import Parked, Parking, open_parking
 from shared.clock import rfc3339, utc_now
 from shared.errors import StartupFailed
 from shared.messages import decode_commands, encode
-from shared.parking import Parked, Parking, open_parking
 from shared.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="See, and send back, the messages that no service could handle.")

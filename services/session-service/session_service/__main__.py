@@ -15,7 +15,7 @@ from session_service.batches import beginning
 from session_service.live import broadcast
 from session_service.store import Store
 from session_service.tables import NEWEST, SCHEMA
-from shared.amqp import open_amqp
+from shared.amqp.bus import open_amqp
 from shared.bus import Bus
 from shared.clock import Clock, utc_now
 from shared.database import answers, open_database

@@ -1,7 +1,7 @@
 """The parking place on the broker as an operator meets it: what no service could handle, each message to be sent back.
 
-Beside `amqp.py` the only file that imports aio_pika. Whoever looks holds the messages until they have done, so one operator
-looks at a time: the others wait for a lock that goes with its holder's connection.
+Whoever looks holds the messages until they have done, so one operator looks at a time: the others wait for a lock that goes
+with its holder's connection.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, DeliveryError
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 
 from shared import topology
-from shared.amqp import EVENT_ID_HEADER, QUEUE_HEADER, REASON_HEADER, SETTING, quiet, reaching, reason
+from shared.amqp.failures import SETTING, quiet, reaching, reason
+from shared.amqp.properties import EVENT_ID_HEADER, QUEUE_HEADER, REASON_HEADER
 from shared.errors import StartupFailed
 from shared.link import CONNECT_TIMEOUT_SECONDS
 

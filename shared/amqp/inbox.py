@@ -1,0 +1,219 @@
+"""What is consumed: an inbox for each queue of a service, with its deliveries, and a gateway's queue of answers.
+
+Each is a `lines.Consumer`: begun anew on every connection that consumes.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from uuid import uuid4
+
+import structlog
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.abc import AbstractChannel as RawChannel
+from aiormq.abc import DeliveredMessage
+
+from shared import topology
+from shared.amqp.failures import own_cancellations, reason
+from shared.amqp.lines import Outgoing
+from shared.amqp.properties import EVENT_ID_HEADER, QUEUE_HEADER, REASON_HEADER, message_properties
+from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery
+from shared.clock import utc_now
+from shared.errors import Unavailable
+from shared.messages import ReplyTo
+
+log = structlog.get_logger()
+
+# Small: each crash of a consumer counts as a delivery of everything it had been given.
+PREFETCH = 32
+FAR_AHEAD_MS = 1 << 42
+"""A time that no process starts at (the year 2109): the older one is, the more before it."""
+_REASON_CHARACTERS = 1000
+
+
+def seniority(started_at: datetime) -> int:
+    """Say with which priority a process consumes: of its replicas, the oldest goes first."""
+    return FAR_AHEAD_MS - int(1000 * started_at.timestamp())
+
+
+class AmqpInbox:
+    """Implements `bus.Inbox`. After the bus is closed, `take` waits for ever."""
+
+    def __init__(self, queue: str, outgoing: Outgoing, priority: int) -> None:
+        """Of all replicas that can take more, the broker gives a message to the one of the highest priority."""
+        self.queue = queue
+        self.outgoing = outgoing
+        self._priority = priority
+        self._back = False
+        self._channel: RawChannel | None = None
+        self._tag = ""
+        self._arrived: deque[AmqpDelivery] = deque()
+        self._arrival = asyncio.Event()
+        self._heard = False
+        self._unfinished = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
+        heard, self._heard = self._heard, False
+        return not heard and not self._unfinished
+
+    async def take(self, limit: int) -> list[Delivery]:
+        """Wait for a message, then hand over what is there; what a lost connection had brought is not."""
+        while not self._arrived:
+            self._arrival.clear()
+            await self._arrival.wait()
+        return [self._arrived.popleft() for _ in range(min(limit, len(self._arrived)))]
+
+    async def park(self, body: bytes, reason: str) -> None:
+        """Park a message; raise Unavailable when the broker does not confirm that it has it."""
+        headers = {QUEUE_HEADER: self.queue, REASON_HEADER: reason[:_REASON_CHARACTERS]}
+        properties = message_properties(headers=headers, timestamp=utc_now())
+        await self.outgoing.publish(topology.DEAD, self.queue, body, properties, mandatory=True)
+
+    def arrive(self, delivery: "AmqpDelivery") -> None:
+        """Put a delivery behind those that wait to be taken."""
+        if delivery.alive:
+            self._arrived.append(delivery)
+            self._arrival.set()
+
+    async def start(self, channel: RawChannel) -> None:
+        """Begin to consume."""
+        await channel.basic_qos(prefetch_count=PREFETCH)
+        await self._consume(channel)
+        self._channel = channel
+
+    async def _consume(self, channel: RawChannel) -> None:
+        priority = 0 if self._back else self._priority
+        consuming = await channel.basic_consume(self.queue, self._receive, arguments={"x-priority": priority})
+        self._tag = consuming.consumer_tag or ""
+
+    async def _receive(self, message: DeliveredMessage) -> None:
+        self._heard = True
+        self._unfinished += 1
+        self.arrive(AmqpDelivery(message, self))
+
+    async def stand_back(self, back: bool) -> None:
+        """Consume with the lowest priority, or with one's own; on the next connection too."""
+        channel, changed = self._channel, back is not self._back
+        self._back = back
+        if channel is None or not changed:
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                with own_cancellations():
+                    await channel.basic_cancel(self._tag)
+                    await self._consume(channel)
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            # The next connection consumes anew; so does this one, once the probe finds that nothing comes.
+            log.warning("bus.consumer_lost", queue=self.queue, reason=reason(error))
+
+    def stop(self) -> None:
+        """Forget what was not taken: the broker delivers it again."""
+        self._channel = None
+        self._arrived.clear()
+        self._unfinished = 0
+
+    def finished(self) -> None:
+        """Count a delivery of the present connection as acknowledged."""
+        self._unfinished -= 1
+
+
+class AmqpDelivery:
+    """Implements `bus.Delivery`."""
+
+    __slots__ = ("_inbox", "_message", "body")
+
+    def __init__(self, message: DeliveredMessage, inbox: AmqpInbox) -> None:
+        self._message = message
+        self._inbox = inbox
+        self.body = message.body
+
+    @property
+    def reply_to(self) -> ReplyTo | None:
+        """Read from the AMQP properties of that name."""
+        properties = self._message.header.properties
+        if not properties.reply_to or not properties.correlation_id:
+            return None
+        return ReplyTo(properties.reply_to, properties.correlation_id)
+
+    @property
+    def redelivered(self) -> bool:
+        """As the broker says."""
+        return bool(self._message.redelivered)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its channel still is; if not, the broker delivers the message again."""
+        return not self._message.channel.is_closed
+
+    async def ack(self) -> None:
+        """Acknowledge on the channel it came on; where that is gone, do nothing."""
+        tag = self._message.delivery_tag
+        assert tag is not None
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                with own_cancellations():
+                    await self._message.channel.basic_ack(tag, wait=False)
+        except CONNECTION_EXCEPTIONS as error:
+            log.debug("bus.ack_lost", queue=self._inbox.queue, reason=reason(error))
+        if self.alive:
+            self._inbox.finished()
+
+    async def retry(self) -> None:
+        """Move the message to the queue's waiting room, and only then acknowledge it.
+
+        While the broker takes nothing (it may be short of memory), it waits here instead, still unacknowledged.
+        """
+        properties = self._message.header.properties
+        headers = {name: value for name, value in (properties.headers or {}).items() if name == EVENT_ID_HEADER}
+        copy = message_properties(
+            content_type=properties.content_type or "application/json",
+            kind=properties.message_type,
+            headers=headers,
+            reply_to=self.reply_to,
+        )
+        waiting_room = topology.retry_queue(self._inbox.queue)
+        try:
+            await self._inbox.outgoing.publish("", waiting_room, self.body, copy, mandatory=True)
+        except Unavailable as error:
+            log.warning("bus.retry_kept_here", queue=self._inbox.queue, reason=str(error))
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._inbox.arrive, self)
+        else:
+            await self.ack()
+
+
+class AnswerQueue:
+    """The queue of answers: exclusive, and new on each connection, since the old one may still be locked."""
+
+    def __init__(self, on_answers: Callable[[bytes], None]) -> None:
+        self._on_answers = on_answers
+        self._heard = False
+        self.queue = ""
+        self.consuming = asyncio.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is consumed, and nothing has come since this was last asked."""
+        heard, self._heard = self._heard, False
+        return self.consuming.is_set() and not heard
+
+    async def start(self, channel: RawChannel) -> None:
+        """Make a queue of a fresh name and consume it."""
+        queue = f"rollcall.answers.{uuid4().hex}"
+        await channel.queue_declare(queue, exclusive=True, auto_delete=True)
+        await channel.basic_consume(queue, self._receive, no_ack=True)
+        self.queue = queue
+        self.consuming.set()
+
+    def stop(self) -> None:
+        """Note that there is none on any connection now; its name is kept as the last there was."""
+        self.consuming.clear()
+
+    async def _receive(self, message: DeliveredMessage) -> None:
+        self._heard = True
+        try:
+            self._on_answers(message.body)
+        except Exception:
+            log.exception("bus.answers_not_taken")

@@ -1,0 +1,269 @@
+"""The two connections, each kept up by a link: one publishes, the other consumes. They move bytes and know no message.
+
+Two, because a broker short of memory stops reading from whoever publishes. The topology is declared anew on each. aio_pika
+makes connections and channels; messages go through its underlying aiormq channel, which halves the tasks and spares a third
+of the CPU of each.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from aio_pika import Connection
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+from aiormq.abc import AbstractChannel as RawChannel
+from aiormq.exceptions import ChannelAccessRefused
+from pamqp.commands import Basic
+from prometheus_client import Gauge
+from yarl import URL
+
+from shared import topology
+from shared.amqp.failures import SETTING, own_cancellations, reason
+from shared.amqp.properties import TRANSIENT, message_properties
+from shared.bus import SEND_TIMEOUT_SECONDS
+from shared.errors import StartupFailed, Unavailable
+from shared.link import CONNECT_TIMEOUT_SECONDS, Link, Lose
+
+_HEARTBEAT_SECONDS = 10
+_LOOKS, _LOOK_SECONDS = 3, 0.02
+
+PARKED: Final = Gauge("rollcall_parked_messages", "Messages that no service could handle (see `rollcall parking`)")
+
+
+class Line:
+    """One supervised connection with its channels; the loss of any of them loses it all, and it is made anew."""
+
+    def __init__(self, url: URL, purpose: str) -> None:
+        self._url = url if "heartbeat" in url.query else url.update_query(heartbeat=_HEARTBEAT_SECONDS)
+        self._purpose = purpose
+        self._link = Link(f"amqp {purpose}", connect=self._connect, probe=self._probe, disconnect=self._disconnect)
+        self._connection: Connection | None = None
+        # Kept, because a channel that is collected calls nobody back when it is lost.
+        self._channels: list[AbstractChannel] = []
+        self._control: RawChannel | None = None
+        self._topology_awaited = False
+        self._closed = False
+        self.lose: Lose = lambda reason: None
+
+    @property
+    def up(self) -> bool:
+        """Whether the connection is there, as far as anybody knows."""
+        return self._link.up
+
+    async def open(self, *, declared_by_another: bool = False) -> None:
+        """Connect; the first time without the topology, when another line that opens meanwhile sees to it."""
+        self._topology_awaited = declared_by_another
+        await self._link.open()
+
+    async def close(self) -> None:
+        """Disconnect for good; bounded, whatever the broker does."""
+        self._closed = True
+        await self._link.close()
+
+    async def _set_up(self) -> None:
+        """Do what the line is for, each time the topology stands."""
+
+    def _torn_down(self) -> None:
+        """Forget what belonged to the connection."""
+
+    async def _connect(self, lose: Lose) -> None:
+        self.lose = lose
+        self._connection = Connection(
+            self._url,
+            client_properties={"connection_name": f"rollcall {self._purpose}", "product": "rollcall"},
+        )
+        with own_cancellations():
+            await self._connection.connect(timeout=CONNECT_TIMEOUT_SECONDS)
+            self._control = await self.channel()
+            if not self._topology_awaited:
+                await _declare(self._control)
+            self._topology_awaited = False
+            await self._set_up()
+
+    async def channel(self, *, confirms: bool = False) -> RawChannel:
+        """Open a channel for the life of the connection."""
+        assert self._connection is not None
+        lose = self.lose
+        channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        self._channels.append(channel)
+        await channel.initialize()
+        # Called when the connection goes, too.
+        channel.close_callbacks.add(lambda _, error: lose(reason(error)))
+        return await channel.get_underlay_channel()
+
+    async def _probe(self) -> None:
+        """Ask for what must be there; a half-open connection, or a deleted queue, does not pass."""
+        assert self._control is not None
+        with own_cancellations():
+            for queue in topology.WORK_QUEUES:
+                await self._control.queue_declare(queue, passive=True)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._channels.clear()
+        self._torn_down()
+        if connection is not None:
+            with own_cancellations():
+                await connection.close()
+
+
+class Outgoing(Line):
+    """The connection that publishes."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(url, "publishing")
+        self._confirmed: RawChannel | None = None
+        self._unconfirmed: RawChannel | None = None
+
+    async def _set_up(self) -> None:
+        self._confirmed = await self.channel(confirms=True)
+        self._unconfirmed = await self.channel()
+
+    def _torn_down(self) -> None:
+        self._confirmed = self._unconfirmed = None
+
+    async def publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
+        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
+        if self._closed:
+            raise Unavailable("the bus is closed")
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                while not self.up:
+                    await self._link.wait_up()
+                assert self._confirmed is not None
+                with own_cancellations():
+                    await self._confirmed.basic_publish(
+                        body,
+                        exchange=exchange,
+                        routing_key=key,
+                        properties=properties,
+                        mandatory=mandatory,
+                    )
+        except TimeoutError as error:
+            raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
+        except CONNECTION_EXCEPTIONS as error:
+            raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
+
+    async def post(self, queue: str, body: bytes) -> None:
+        """Write a message for a queue, waiting for nothing but room to write; raise Unavailable when there is none."""
+        if self._unconfirmed is None or not self.up:
+            raise Unavailable("no connection to the broker")
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
+                with own_cancellations():
+                    await self._unconfirmed.basic_publish(
+                        body, routing_key=queue, properties=message_properties(delivery_mode=TRANSIENT)
+                    )
+        except TimeoutError as error:
+            raise Unavailable(f"the broker took nothing for {SEND_TIMEOUT_SECONDS:g} s") from error
+        except CONNECTION_EXCEPTIONS as error:
+            raise Unavailable(reason(error)) from error
+
+
+class Consumer(Protocol):
+    """What the consuming connection keeps going on one queue, on each connection anew."""
+
+    queue: str
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
+
+    async def start(self, channel: RawChannel) -> None:
+        """Consume on this channel, which is its own."""
+
+    def stop(self) -> None:
+        """Forget what came on a connection that is lost: the broker delivers it again."""
+
+
+class Incoming(Line):
+    """The connection that consumes."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(url, "consuming")
+        self._consumers: list[Consumer] = []
+        self._passed_over: set[str] = set()
+        self._starting: set[asyncio.Task[None]] = set()
+
+    def add(self, consumer: Consumer) -> None:
+        """Consume from now on, on this connection if there is one and on all to come."""
+        self._consumers.append(consumer)
+        if self.up:
+            task = asyncio.create_task(self._start_now(consumer), name="consumer starting")
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def close(self) -> None:
+        """Disconnect for good, and begin to consume nothing more."""
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await super().close()
+
+    async def _set_up(self) -> None:
+        for consumer in self._consumers:
+            await self._start(consumer)
+
+    def _torn_down(self) -> None:
+        self._passed_over.clear()
+        for consumer in self._consumers:
+            consumer.stop()
+
+    async def _probe(self) -> None:
+        """See, besides, that consumers get what waits: one may die without a word, and its queue would only grow.
+
+        Between two probes a message may be on its way, so twice in a row is what counts.
+        """
+        await super()._probe()
+        assert self._control is not None
+        with own_cancellations():
+            PARKED.set((await self._control.queue_declare(topology.PARKING, passive=True)).message_count or 0)
+            passed_over: set[str] = set()
+            for consumer in self._consumers:
+                if consumer.idle and await self._waits(consumer.queue):
+                    passed_over.add(consumer.queue)
+        silent, self._passed_over = passed_over & self._passed_over, passed_over
+        if silent:
+            raise ConnectionError(f"messages wait, and none comes: {', '.join(sorted(silent))}")
+
+    async def _waits(self, queue: str) -> bool:
+        """Say whether messages wait: in a queue that another replica empties there are some now and then, not at each look."""
+        assert self._control is not None
+        for look in range(_LOOKS):
+            if look:
+                await asyncio.sleep(_LOOK_SECONDS)
+            if not (await self._control.queue_declare(queue, passive=True)).message_count:
+                return False
+        return True
+
+    async def _start_now(self, consumer: Consumer) -> None:
+        lose = self.lose
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                with own_cancellations():
+                    await self._start(consumer)
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            lose(f"cannot consume: {reason(error)}")
+
+    async def _start(self, consumer: Consumer) -> None:
+        lose = self.lose
+        channel = await self.channel()
+        # Without this the consumer of a deleted queue would wait for ever; so the queue is declared and consumed again.
+        channel.on_consumer_cancel_callbacks.add(lambda frame: lose(f"consumer cancelled by the broker: {frame}"))
+        await consumer.start(channel)
+
+
+async def _declare(channel: RawChannel) -> None:
+    """Declare the whole topology; raise StartupFailed, with the name, where something else of that name exists."""
+    name = ""
+    try:
+        for exchange in topology.EXCHANGES:
+            name = f"exchange {exchange.name}"
+            await channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True)
+        for queue in topology.QUEUES:
+            name = f"queue {queue.name}"
+            await channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+            for source, key in queue.bindings:
+                await channel.queue_bind(queue.name, source, key)
+    except (ChannelPreconditionFailed, ChannelAccessRefused) as error:
+        raise StartupFailed(f"{SETTING}: {name} cannot be had: {reason(error)}") from error
