@@ -10,6 +10,7 @@ import structlog
 from msgspec import UNSET, MsgspecError, Struct
 from msgspec.structs import replace
 
+from gateway.gathering import Gathering
 from shared.bus import Bus
 from shared.clock import Clock
 from shared.errors import Refused
@@ -31,6 +32,8 @@ class _Caller(Struct):
     expect: type[Any]
     tell: Callable[[Any, Any], None]
     who: Any
+    gathering: Gathering | None
+    """With whom their command travels."""
     sent: bool = False
     """Whether the broker has their command."""
 
@@ -44,6 +47,8 @@ class _Caller(Struct):
     def end(self, result: Any) -> None:
         """Tell them what came of it, once."""
         if self.among.pop(self.address, None) is not None:
+            if self.gathering is not None:
+                self.gathering.answered()
             try:
                 self.tell(self.who, result)
             except Exception:
@@ -56,6 +61,7 @@ class Calls:
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock
+        self._gathering = Gathering(bus.send_soon)
         self._numbers = count(1)
         self._callers: dict[str, _Caller] = {}
         self._due: dict[int, list[str]] = {}
@@ -89,9 +95,10 @@ class Calls:
             return
         address = str(next(self._numbers))
         addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
-        self._callers[address] = caller = _Caller(self._callers, address, expect, tell, who)
+        gathering = self._gathering if command.gathers else None
+        self._callers[address] = caller = _Caller(self._callers, address, expect, tell, who, gathering)
         self._expect(seconds, address)
-        self._bus.send_soon(command.queue, addressed, caller.settled)
+        (gathering or self._bus).send_soon(command.queue, addressed, caller.settled)
 
     def _expect(self, seconds: float, address: str) -> None:
         """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
