@@ -6,7 +6,6 @@ lane they come one after the other, each kind once before any comes twice, in an
 
 import random
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from redis import Redis
 from tests.chaos.poison import Poisoner
 from tests.chaos.world import World
 from tests.proxy import Proxy
-from tests.system.dying import POINTS
+from tests.system import dying
 
 SERVICES = ("session_service", "attendance_service")
 DEATH_SECONDS = 15.0
@@ -171,7 +170,7 @@ def _dies(trouble: Trouble, point: str) -> Iterator[str]:
     process = trouble.chance.choice(trouble.world.mortal(module))
     with trouble.world.holding(process):
         process.kill()
-        sound, process.command = process.command, [sys.executable, "-m", "tests.system.dying", module, point]
+        sound, process.command = process.command, dying.command(module, point)
         process.start()
         process.command = sound
         assert process.popen is not None
@@ -259,7 +258,7 @@ def queue_poisoned(trouble: Trouble) -> Iterator[str]:
     yield trouble.poisoner.poison(trouble.chance)
 
 
-assert len(POINTS) == 3, "each point to die at is a fault here"
+assert len(dying.POINTS) == 3, "each point to die at is a fault here"
 LANES: dict[str, tuple[Fault, ...]] = {
     "servers": (
         broker_restarted,

@@ -1,4 +1,4 @@
-"""Runs a service that kills itself at a named point: `python -m tests.system.dying MODULE POINT`.
+"""Runs a service that goes before its replicas, and kills itself at a point where one is named; see `command`.
 
 The points lie where a crash hurts most; the service's own code holds no trace of them.
 """
@@ -14,6 +14,11 @@ from shared.amqp import inbox
 from shared.amqp.bus import AmqpBus
 from shared.amqp.inbox import AmqpDelivery
 from shared.outbox import Outbox, OutboxRow
+
+
+def command(module: str, *point: str) -> list[str]:
+    """Write the command that runs a service, to die at this point."""
+    return [sys.executable, "-m", "tests.system.dying", module, *point]
 
 
 def die() -> None:
@@ -79,7 +84,8 @@ POINTS = {
 }
 
 if __name__ == "__main__":
-    # It goes before every other replica: it must come by, though the one that runs longest can do all there is.
+    # The replica that runs longest may do all there is, and another would never come by.
     inbox.FAR_AHEAD_MS *= 2
-    POINTS[sys.argv[2]]()
+    for point in sys.argv[2:]:
+        POINTS[point]()
     runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import NewDatabase
 from tests.rabbitmq import RabbitMQ
-from tests.system.dying import POINTS
+from tests.system.dying import POINTS, command
 from tests.system.rig import Process, Rig, process_of, running_separately, unique
 from tests.system.talk import Caller, Payload, a_lecture, bearer, calling, http
 
@@ -51,8 +50,7 @@ async def one_that_dies(fragile: Rig, service: str, point: str, folder: Path) ->
     """Replace a service for the length of the block by one that dies at the point; its successor finds what was left."""
     sound = fragile.processes[f"{service}-1"]
     await asyncio.to_thread(sound.stop)
-    command = [sys.executable, "-m", "tests.system.dying", service, point]
-    dying = process_of(fragile, service, f"dying-{service}", folder, command=command)
+    dying = process_of(fragile, service, f"dying-{service}", folder, command=command(service, point))
     dying.environment = {**dying.environment, "PYTHONPATH": str(Path(__file__).parents[2])}
     dying.start()
     try:
