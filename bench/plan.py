@@ -14,7 +14,7 @@ from bench.stage import Stage
 class Sizes:
     """How large everything is. A lecture is a session that all its students join."""
 
-    rounds: int = 5
+    rounds: int = 7
     students: int = 500
     lectures: int = 40
     fewer_lectures: int = 20

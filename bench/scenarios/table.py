@@ -21,16 +21,16 @@ class Scenario(NamedTuple):
 SCENARIOS: Final = {
     scenario.play.__name__: scenario
     for scenario in (
-        Scenario(joins, 115),
-        Scenario(two, 35),
-        Scenario(burst, 25),
-        Scenario(quiet, 12),
-        Scenario(spread, 28),
-        Scenario(width, 70),
-        Scenario(services, 25),
-        Scenario(fanout, 37),
-        Scenario(memory, 35),
-        Scenario(idle, 17),
-        Scenario(growth, 85),
+        Scenario(joins, 97),
+        Scenario(two, 25),
+        Scenario(burst, 35),
+        Scenario(quiet, 9),
+        Scenario(spread, 22),
+        Scenario(width, 69),
+        Scenario(services, 20),
+        Scenario(fanout, 46),
+        Scenario(memory, 30),
+        Scenario(idle, 20),
+        Scenario(growth, 67),
     )
 }
