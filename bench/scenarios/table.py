@@ -27,7 +27,7 @@ SCENARIOS: Final = {
         Scenario(quiet, 9),
         Scenario(spread, 22),
         Scenario(width, 69),
-        Scenario(services, 20),
+        Scenario(services, 50),
         Scenario(fanout, 46),
         Scenario(memory, 30),
         Scenario(idle, 20),
