@@ -167,7 +167,7 @@ class Consumer(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
+        """Whether it consumes, nothing has come since this was last asked, and nothing that came is unfinished."""
 
     async def start(self, channel: RawChannel) -> None:
         """Consume on this channel, which is its own."""

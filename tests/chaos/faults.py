@@ -6,6 +6,7 @@ lane they come one after the other, each kind once before any comes twice, in an
 
 import random
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from tests.chaos.poison import Poisoner
 from tests.chaos.world import World
 from tests.proxy import Proxy
 from tests.system import dying
+from tests.system.rig import Process
 
 SERVICES = ("session_service", "attendance_service")
 DEATH_SECONDS = 15.0
@@ -120,19 +122,30 @@ def broker_out_of_disk(trouble: Trouble) -> Iterator[str]:
 
 
 @contextmanager
-def _killed(trouble: Trouble, *modules: str) -> Iterator[str]:
-    process = trouble.chance.choice(trouble.world.mortal(*modules))
+def gateway_killed(trouble: Trouble) -> Iterator[str]:
+    process = trouble.chance.choice(trouble.world.mortal("gateway"))
     with trouble.world.holding(process):
         process.kill()
         yield process.name
 
 
-def gateway_killed(trouble: Trouble) -> AbstractContextManager[str]:
-    return _killed(trouble, "gateway")
+def _a_service(trouble: Trouble) -> Process:
+    """Choose a process of a service that is to end; when it comes again it goes before the others, or behind them.
+
+    Behind them alone, those that live through the run would do all the work, and whoever ends would end idle.
+    """
+    module = trouble.chance.choice(SERVICES)
+    process = trouble.chance.choice(trouble.world.mortal(module))
+    process.command = trouble.chance.choice(([sys.executable, "-m", module], dying.command(module)))
+    return process
 
 
-def service_killed(trouble: Trouble) -> AbstractContextManager[str]:
-    return _killed(trouble, *SERVICES)
+@contextmanager
+def service_killed(trouble: Trouble) -> Iterator[str]:
+    process = _a_service(trouble)
+    with trouble.world.holding(process):
+        process.kill()
+        yield process.name
 
 
 @contextmanager
@@ -156,7 +169,7 @@ def service_frozen(trouble: Trouble) -> AbstractContextManager[str]:
 
 @contextmanager
 def service_terminated(trouble: Trouble) -> Iterator[str]:
-    process = trouble.chance.choice(trouble.world.mortal(*SERVICES))
+    process = _a_service(trouble)
     with trouble.world.holding(process):
         process.stop(GOING_SECONDS)
         yield process.name

@@ -17,7 +17,6 @@ from rollcall.launcher import Server, free_port, kill
 from rollcall.servers import start_postgres, start_valkey
 from tests.proxy import Proxy
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
-from tests.system import dying
 from tests.system.rig import Process, Rig, running_separately
 
 T = TypeVar("T")
@@ -140,16 +139,6 @@ class World:
     def mortal(self, *modules: str) -> list[Process]:
         """Those of them that a fault may end."""
         return [process for process in self.processes(*modules) if process.name not in self.spared]
-
-    def spare(self, gateways: Iterable[str], services: Iterable[str]) -> None:
-        """Let one process of each of these modules live through the run; of services, the mortal ones go before it.
-
-        Else those that live, being the oldest, would do all the work, and the others die idle.
-        """
-        self.spared = {self.processes(module)[0].name for module in (*gateways, *services)}
-        for module in services:
-            for process in self.mortal(module):
-                process.command = dying.command(module)
 
     def surround(self, environment: Mapping[str, str]) -> Mapping[str, str]:
         """Lead one process to its servers through proxies of its own."""

@@ -84,7 +84,7 @@ POINTS = {
 }
 
 if __name__ == "__main__":
-    # The replica that runs longest may do all there is, and another would never come by.
+    # The replica that runs longest may do all there is, and another would never come by: this one began before all of them.
     inbox.FAR_AHEAD_MS *= 2
     for point in sys.argv[2:]:
         POINTS[point]()

@@ -148,7 +148,7 @@ async def trouble(rig: Rig, lecture: Lecture, chance: random.Random) -> None:
 async def test_a_client_that_loses_and_shuffles_its_events_ends_equal_to_postgres(cluster: Rig, seed: int) -> None:
     """Two of staff and a student, each with a copy; what the last of the numbers says is heard by all.
 
-    Staff lose so much that they must ask again and again; a student hears so little that they may happen to lose nothing.
+    Staff lose so much that they must ask again and again; a student hears so little that all may happen to reach them.
     """
     chance = random.Random(seed)
     here, there = cluster.gateways
@@ -186,7 +186,6 @@ async def test_a_client_that_loses_and_shuffles_its_events_ends_equal_to_postgre
         assert each.copy.syncs > 2
     assert own.copy.standing == {ann: standing[ann]}
     assert set(own.received) == OF_A_STUDENT
-    assert own.inversions > 0
     for each in listeners:
         assert (each.copy.seq, each.statistics) == (seq, counted(standing))
 

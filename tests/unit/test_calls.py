@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 import uvloop
+from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.calls import Calls
@@ -13,9 +14,19 @@ from shared.clock import utc_now
 from shared.coalescer import Settled
 from shared.errors import Refused
 from shared.memory_bus import MemoryBroker, MemoryBus
-from shared.messages import ATTENDANCE_COMMANDS, Actor, JoinRoll, RollJoined, decode_commands
+from shared.messages import (
+    ATTENDANCE_COMMANDS,
+    Actor,
+    Command,
+    Heard,
+    JoinRoll,
+    ReadRoll,
+    RollJoined,
+    decode_commands,
+)
 from shared.worker import encode_answer
 
+ADMIN = Actor("ada", "Ada", "admin")
 JOINED = RollJoined(session_id="s", status="present", joined_at="2026-11-24T09:00:00.000Z", seq=2, roll_seq=2, course_id="c1")
 
 
@@ -122,3 +133,78 @@ def test_who_asks_with_no_time_left_is_told_as_everybody_is() -> None:
         assert [refusal.code for refusal in refusals if isinstance(refusal, Refused)] == ["unavailable"] * 4, refusals
 
     uvloop.run(ask_late())
+
+
+class Counter(MemoryBus):
+    """Counts what leaves together, in one turn of the loop, and lets nothing be taken."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryBroker())
+        self.left: list[int] = []
+        self._open = False
+
+    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
+        if not self._open:
+            self._open = True
+            self.left.append(0)
+            asyncio.get_running_loop().call_soon(self._shut)
+        self.left[-1] += 1
+        super().send_soon(queue, command, settled)
+
+    def _shut(self) -> None:
+        self._open = False
+
+
+async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wait_for_them() -> None:
+    bus = Counter()
+    calls = Calls(bus, utc_now)
+    await calls.open()
+    told: list[object] = []
+
+    def begin(command: Command) -> None:
+        calls.begin(command, RollJoined, lambda _, result: told.append(result), None)
+
+    begin(a_join())
+    await asyncio.sleep(0.001)
+    begin(a_join())
+    begin(a_join())
+    assert bus.left == [1]
+    now = utc_now()
+    begin(ReadRoll(command_id="r", actor=ADMIN, received_at=now, deadline=now + timedelta(seconds=0.2), session_id="s"))
+    assert bus.left == [1, 1]
+
+    async with asyncio.timeout(5):
+        while len(told) < 4:  # noqa: ASYNC110 (nobody says when)
+            await asyncio.sleep(0.01)
+    assert bus.left == [1, 1, 2]
+
+
+@pytest.mark.parametrize("end", ["answered", "refused", "malformed", "timeout", "unavailable", "closed"])
+async def test_whatever_becomes_of_a_join_it_is_under_way_no_more(end: str) -> None:
+    """Else the next ones would wait for it, or not wait for anybody any more."""
+    broker = MemoryBroker()
+    bus = MemoryBus(broker)
+    calls = Calls(bus, utc_now)
+    await calls.open()
+    asking = asyncio.create_task(calls.ask(a_join(), RollJoined))
+    if end == "closed":
+        await asyncio.sleep(0)
+        await bus.close()
+    elif end != "unavailable":
+        service, delivery = await take(broker)
+        (command,) = decode_commands(delivery.body)
+        assert command.reply_to is not None
+        queue, number = command.reply_to.queue, command.reply_to.correlation_id
+        answers: dict[str, Struct | Refused] = {
+            "answered": JOINED,
+            "refused": Refused("session_not_active"),
+            "malformed": Heard(),
+        }
+        if end in answers:
+            await service.answer([(queue, encode_answer(number, answers[end]))])
+        else:
+            await delivery.ack()
+
+    await asyncio.gather(asking, return_exceptions=True)
+
+    assert calls._gathering._unanswered == 0

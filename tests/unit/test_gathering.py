@@ -1,152 +1,237 @@
-"""Who leaves when, where others are under way: nobody alone waits, and nobody for long."""
+"""Who leaves when, where others are under way: nobody alone waits, and nobody for long. On a clock that the test moves."""
 
-import asyncio
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from gateway import gathering
-from gateway.gathering import MANY, Gathering
+from gateway.gathering import GATHER_SECONDS, MANY, RETURN_SECONDS, Gathering
 from shared.coalescer import Settled
 
 QUEUE = "attendance.commands"
+ROUNDING = 1e-9
+
+
+class Timer:
+    """A timer that may be cancelled."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Clock:
+    """A loop whose time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self._due: list[tuple[float, int, Timer]] = []
+        self._numbers = count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(call)
+        heappush(self._due, (self.now + seconds, next(self._numbers), timer))
+        return timer
+
+    def pass_by(self, seconds: float) -> None:
+        """Let so much time pass; what is due meanwhile is done then."""
+        until = self.now + seconds
+        while self._due and self._due[0][0] <= until + ROUNDING:
+            self.now, _, timer = heappop(self._due)
+            if not timer.cancelled:
+                timer.call()
+        self.now = until
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything is still to be done."""
+        return any(not timer.cancelled for _, _, timer in self._due)
 
 
 class Road:
-    """Where commands leave; those that left in one turn of the loop stand together."""
+    """Where commands leave: what left at one time stands together."""
 
-    def __init__(self) -> None:
-        self.left: list[list[bytes]] = []
-        self.departed = asyncio.Event()
-        self._together: list[bytes] = []
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.left: list[tuple[float, list[str]]] = []
         self.gathering = Gathering(self._send)
 
     def _send(self, queue: str, command: bytes, settled: Settled) -> None:
         assert queue == QUEUE
-        if not self._together:
-            self.left.append(self._together)
-            self.departed.set()
-            asyncio.get_running_loop().call_soon(self._pass)
-        self._together.append(command)
-
-    def _pass(self) -> None:
-        self._together = []
+        if not self.left or self.left[-1][0] != self.clock.now:
+            self.left.append((self.clock.now, []))
+        self.left[-1][1].append(command.decode())
 
     def ask(self, *names: str) -> None:
         for name in names:
             self.gathering.send_soon(QUEUE, name.encode(), lambda _: None)
 
-    def answer(self, count: int) -> None:
-        for _ in range(count):
+    def answer(self, number: int) -> None:
+        for _ in range(number):
             self.gathering.answered()
 
+    @property
+    def messages(self) -> list[list[str]]:
+        return [names for _, names in self.left]
+
 
 @pytest.fixture
-def road() -> Road:
-    return Road()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(gathering, "asyncio", SimpleNamespace(get_running_loop=lambda: clock))
+    return clock
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time passes that anybody waits for."""
-    monkeypatch.setattr(gathering, "GATHER_SECONDS", 60.0)
-    monkeypatch.setattr(gathering, "RETURN_SECONDS", 60.0)
+def road(clock: Clock) -> Road:
+    return Road(clock)
 
 
-async def turns() -> None:
-    """Let the loop turn: what is due now is done."""
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
-@pytest.mark.usefixtures("patient")
-async def test_one_after_the_other_none_waits(road: Road) -> None:
+def test_one_after_the_other_none_waits(road: Road) -> None:
     for name in ("a", "b", "c"):
         road.ask(name)
-        await turns()
-        assert road.left[-1] == [name.encode()]
+        road.clock.pass_by(0)
+        assert road.left[-1] == (road.clock.now, [name])
+        road.clock.pass_by(0.003)
         road.answer(1)
 
 
-@pytest.mark.usefixtures("patient")
-async def test_what_one_turn_of_the_loop_brings_leaves_together(road: Road) -> None:
+def test_what_one_turn_of_the_loop_brings_leaves_together(road: Road) -> None:
     road.ask("a", "b")
-    await turns()
+    road.clock.pass_by(0)
 
-    assert road.left == [[b"a", b"b"]]
+    assert road.messages == [["a", "b"]]
 
 
-@pytest.mark.usefixtures("patient")
-async def test_who_comes_meanwhile_leaves_with_those_who_come_back(road: Road) -> None:
+def test_who_comes_meanwhile_leaves_with_those_who_come_back(road: Road) -> None:
     road.ask("a", "b")
-    await turns()
+    road.clock.pass_by(0.003)
     road.ask("c")
-    await turns()
-    assert road.left == [[b"a", b"b"]]
+    road.clock.pass_by(0.001)
 
     road.answer(2)
     road.ask("d")
-    await turns()
-    assert len(road.left) == 1
+    road.clock.pass_by(RETURN_SECONDS / 2)
+    assert len(road.messages) == 1
     road.ask("e")
-    await turns()
+    road.clock.pass_by(0)
 
-    assert road.left[1:] == [[b"c", b"d", b"e"]]
+    assert road.messages[1:] == [["c", "d", "e"]]
 
 
-async def test_nobody_waits_for_those_who_do_not_come_back(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "GATHER_SECONDS", 60.0)
-    monkeypatch.setattr(gathering, "RETURN_SECONDS", 0.01)
+def test_nobody_waits_for_those_who_do_not_come_back(road: Road) -> None:
+    """Neither who came before the answers nor who comes after them."""
     road.ask("a", "b")
-    await turns()
+    road.clock.pass_by(0.003)
     road.ask("c")
-    road.departed.clear()
-
     road.answer(2)
+    answered_at = road.clock.now
+    road.clock.pass_by(1)
+    assert road.messages[1:] == [["c"]]
+    assert road.left[-1][0] == pytest.approx(answered_at + RETURN_SECONDS)
 
-    await asyncio.wait_for(road.departed.wait(), 5)
-    assert road.left[1:] == [[b"c"]]
+    road.ask("d")
+    road.clock.pass_by(GATHER_SECONDS)
+    road.answer(2)
+    answered_at = road.clock.now
+    road.clock.pass_by(RETURN_SECONDS / 2)
+    road.ask("e")
+    road.clock.pass_by(1)
+    assert road.messages[2:] == [["d"], ["e"]]
+    assert road.left[-1][0] == pytest.approx(answered_at + RETURN_SECONDS)
 
 
-async def test_nobody_waits_for_an_answer_that_does_not_come(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "GATHER_SECONDS", 0.01)
-    monkeypatch.setattr(gathering, "RETURN_SECONDS", 60.0)
+def test_nobody_waits_for_an_answer_that_does_not_come(road: Road) -> None:
+    """However many come while they wait."""
     road.ask("a")
-    await turns()
-    road.departed.clear()
-    road.ask("b", "c")
+    road.clock.pass_by(0)
+    asked_at = road.clock.now
+    for name in ("b", "c", "d"):
+        road.ask(name)
+        road.clock.pass_by(GATHER_SECONDS / 4)
+    road.clock.pass_by(1)
 
-    await asyncio.wait_for(road.departed.wait(), 5)
-    assert road.left[1:] == [[b"b", b"c"]]
+    assert road.messages[1:] == [["b", "c", "d"]]
+    assert road.left[-1][0] == pytest.approx(asked_at + GATHER_SECONDS)
 
 
-@pytest.mark.usefixtures("patient")
-async def test_where_many_are_under_way_nobody_waits(road: Road) -> None:
+def test_where_many_are_under_way_nobody_waits(road: Road) -> None:
     names = [str(number) for number in range(MANY)]
     road.ask("first")
-    await turns()
+    road.clock.pass_by(0.001)
     road.ask(*names[:-1])
-    await turns()
-    assert len(road.left) == 1
+    road.clock.pass_by(0)
+    assert len(road.messages) == 1
 
     road.ask(names[-1])
+    assert road.messages[1:] == [names]
+    road.clock.pass_by(0.001)
     road.ask("one more")
+    assert road.left[-1] == (road.clock.now, ["one more"])
 
-    assert road.left[1:] == [[name.encode() for name in [*names, "one more"]]]
 
-
-@pytest.mark.usefixtures("patient")
-async def test_whoever_gave_up_before_they_left_holds_up_nobody(road: Road) -> None:
+def test_whoever_gave_up_before_they_left_holds_up_nobody(road: Road) -> None:
     road.ask("a")
-    await turns()
+    road.clock.pass_by(0.003)
     road.ask("b")
     # The time of one of them is over.
-    road.answer(1)
-    road.answer(1)
+    road.answer(2)
     road.ask("c", "d")
-    await turns()
+    road.clock.pass_by(0)
+    assert road.messages[1:] == [["b", "c", "d"]]
 
-    assert road.left[1:] == [[b"b", b"c", b"d"]]
+    road.clock.pass_by(0.003)
     road.answer(2)
     road.ask("e", "f")
-    await turns()
-    assert road.left[2:] == [[b"e", b"f"]]
+    road.clock.pass_by(0)
+    assert road.messages[2:] == [["e", "f"]]
+
+
+DEEDS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(1, MANY + 8)),
+        st.tuples(st.just("answer"), st.integers(1, MANY + 8)),
+        st.tuples(st.just("pass by"), st.sampled_from((0.0, 0.0001, 0.001, 0.003, 0.02))),
+    ),
+    max_size=60,
+)
+
+
+@given(DEEDS)
+@example([("ask", 2), ("pass by", 0.003), ("answer", 2), ("ask", 1)])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_each_leaves_once_in_order_and_soon(clock: Clock, deeds: list[tuple[str, float]]) -> None:
+    road = Road(clock)
+    asked: dict[str, float] = {}
+    answered = 0
+    for deed, much in deeds:
+        match deed:
+            case "ask":
+                for _ in range(int(much)):
+                    asked[str(len(asked))] = clock.now
+                    road.ask(str(len(asked) - 1))
+            case "answer":
+                under_way = sum(map(len, road.messages)) - answered
+                answered += (number := min(int(much), under_way))
+                road.answer(number)
+            case _:
+                clock.pass_by(much)
+        gone = sum(map(len, road.messages))
+        assert gone == len(asked) or clock.waits
+    clock.pass_by(1)
+
+    assert [name for names in road.messages for name in names] == list(asked)
+    for at, names in road.left:
+        for name in names:
+            assert at - asked[name] <= GATHER_SECONDS + RETURN_SECONDS + ROUNDING
