@@ -30,8 +30,8 @@ class Table(NamedTuple):
 TABLES = {
     "joins": Table("Joins, one gateway and one of each service", ("joins/s", "p50 ms", "p99 ms", "sent again", *CPU), "P1"),
     "two": Table("Joins, two gateways against two monoliths", ("joins/s", "p50 ms", "p99 ms", "sent again", *CPU), "P2"),
-    "burst": Table("A burst", ("last answer ms", "staff knows ms", "p50 ms", "p99 ms"), "P1"),
-    "quiet": Table("Quiet", ("p50 ms", "p99 ms"), "P1"),
+    "burst": Table("A burst", ("last answer ms", "staff knows ms", "p50 ms", "p99 ms", *CPU), "P1"),
+    "quiet": Table("Quiet", ("p50 ms", "p99 ms", *CPU), "P1"),
     "spread": Table("Many rooms at once", ("joins/s", "p99 ms", "sent again", "attendanceProgress heard", *CPU), "P1"),
     "width": Table(
         "Width",
