@@ -4,12 +4,16 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Final
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = (0, _EPOCH)
 """The millisecond that was last told, and its time: many ask within one."""
 
 Clock = Callable[[], datetime]
+
+UNSEEN: Final = timedelta(seconds=5)
+"""How long what was decided may not be seen yet: until its commit. Postgres ends transactions that are silent for longer."""
 
 
 def utc_now() -> datetime:

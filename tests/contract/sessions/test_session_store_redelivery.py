@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from session_service.store import DoneOnce
+from shared.clock import UNSEEN
 from shared.messages import CancelSession, ChangeSession, ReplyTo, Session
 from tests.contract.session_talk import (
     ROOT,
@@ -77,6 +78,9 @@ async def test_what_was_refused_stays_undone_when_it_comes_again_after_the_next_
     await service.do(to_start(session))
 
     assert await service.code(replace(early, redelivered=True)) == "timeout"
+    # Nor what was refused after the start was decided, and before it was seen.
+    unseen = replace(early, received_at=service.now + UNSEEN - timedelta(milliseconds=1), redelivered=True)
+    assert await service.code(unseen) == "timeout"
 
     assert (await service.of(session)).status == "active"
     # What comes for the first time may have waited behind the start.

@@ -5,7 +5,7 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.clock import rfc3339, rfc3339_or_none
+from shared.clock import UNSEEN, rfc3339, rfc3339_or_none
 from shared.errors import Refused
 from shared.messages import Actor, Cause, Change, ChangeKind, RollStatus, Session, Source, Statistics, Status
 from shared.messages import Record as RecordView
@@ -102,11 +102,11 @@ class Step(Struct, frozen=True):
 
 
 def check_not_refused_before(roll: Roll, received_at: datetime, *, redelivered: bool) -> None:
-    """Raise Refused, to be sent again, for what comes once more and was first asked before the roll was renewed.
+    """Raise Refused, to be sent again, for what comes once more and was first asked before the renewal of the roll was seen.
 
     It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011).
     """
-    if redelivered and received_at < roll.renewed_at:
+    if redelivered and received_at < roll.renewed_at + UNSEEN:
         raise Refused("timeout")
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from session_service.rules.authority import check_staff
 from session_service.rules.sessions import End, Reopening, Session, Turn, check_not_over
-from shared.clock import parse_rfc3339
+from shared.clock import UNSEEN, parse_rfc3339
 from shared.errors import Refused
 from shared.messages import Actor, Cause, RollClosed, SessionCommand
 
@@ -97,11 +97,11 @@ def done_before(kind: str | None, command: SessionCommand) -> bool:
 
 
 def check_not_refused_before(session: Session, command: SessionCommand) -> None:
-    """Raise Refused, to be sent again, for what comes once more and was first asked before the session's last turn.
+    """Raise Refused, to be sent again, for what comes once more and was first asked before the session's last turn was seen.
 
     It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011).
     """
-    if command.redelivered and session.last_turn and command.received_at < session.last_turn.at:
+    if command.redelivered and session.last_turn and command.received_at < session.last_turn.at + UNSEEN:
         raise Refused("timeout")
 
 
