@@ -104,9 +104,11 @@ class Step(Struct, frozen=True):
 def check_not_refused_before(roll: Roll, received_at: datetime, *, redelivered: bool) -> None:
     """Raise Refused, to be sent again, for what comes once more and was first asked before the renewal of the roll was seen.
 
-    It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011).
+    It may have been refused then: what was answered "no" must stay undone (docs/decisions/0011). Before the first opening is
+    seen nobody is refused for good, for session-service knows by then that the session is on.
     """
-    if redelivered and received_at < roll.renewed_at + UNSEEN:
+    seen_at = roll.renewed_at if roll.renewed_at == roll.opened_at else roll.renewed_at + UNSEEN
+    if redelivered and received_at < seen_at:
         raise Refused("timeout")
 
 
