@@ -141,6 +141,7 @@ class Counter(MemoryBus):
     def __init__(self) -> None:
         super().__init__(MemoryBroker())
         self.left: list[int] = []
+        self.departed = asyncio.Event()
         self._open = False
 
     def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
@@ -149,6 +150,7 @@ class Counter(MemoryBus):
             self.left.append(0)
             asyncio.get_running_loop().call_soon(self._shut)
         self.left[-1] += 1
+        self.departed.set()
         super().send_soon(queue, command, settled)
 
     def _shut(self) -> None:
@@ -159,13 +161,15 @@ async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wai
     bus = Counter()
     calls = Calls(bus, utc_now)
     await calls.open()
-    told: list[object] = []
+    told: asyncio.Queue[object] = asyncio.Queue()
 
     def begin(command: Command) -> None:
-        calls.begin(command, RollJoined, lambda _, result: told.append(result), None)
+        calls.begin(command, RollJoined, lambda _, result: told.put_nowait(result), None)
 
     begin(a_join())
-    await asyncio.sleep(0.001)
+    await bus.departed.wait()
+    # The turn of the loop in which it left is over.
+    await asyncio.sleep(0)
     begin(a_join())
     begin(a_join())
     assert bus.left == [1]
@@ -174,8 +178,8 @@ async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wai
     assert bus.left == [1, 1]
 
     async with asyncio.timeout(5):
-        while len(told) < 4:  # noqa: ASYNC110 (nobody says when)
-            await asyncio.sleep(0.01)
+        for _ in range(4):
+            await told.get()
     assert bus.left == [1, 1, 2]
 
 
