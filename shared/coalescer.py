@@ -1,6 +1,6 @@
 """What travels together: single items become JSON arrays, as few and as small as the traffic of the moment allows.
 
-Both buses send commands through a `Coalescer`, and both group answers with `grouped`. Nothing here knows a broker.
+Both buses send commands through `Coalescers`, and both group answers with `grouped`. Nothing here knows a broker.
 """
 
 import asyncio
@@ -148,6 +148,27 @@ class Coalescer:
         following = next((pending for pending in chain(self._flying, self._waiting) if pending.deadline > now), None)
         if following is not None:
             self._expiry = asyncio.get_running_loop().call_later(following.deadline - now, self._expire)
+
+
+class Coalescers:
+    """A coalescer for each queue that commands are sent to; `publish` gets the queue and one message."""
+
+    def __init__(self, publish: Callable[[str, bytes], Awaitable[None]]) -> None:
+        self._publish = publish
+        self._by_queue: dict[str, Coalescer] = {}
+        self._closed = False
+
+    def to(self, queue: str) -> Coalescer:
+        """Return the one of a queue, made when it is first sent to."""
+        coalescer = self._by_queue.get(queue)
+        if coalescer is None:
+            coalescer = self._by_queue[queue] = Coalescer(partial(self._publish, queue), closed=self._closed)
+        return coalescer
+
+    async def close(self) -> None:
+        """Close all of them, those to come too."""
+        self._closed = True
+        await asyncio.gather(*(coalescer.close() for coalescer in self._by_queue.values()))
 
 
 def _end(sent: asyncio.Future[None], failure: str | None) -> None:

@@ -8,7 +8,6 @@ still in its outbox, and a killed process loses nothing that was answered.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -16,7 +15,7 @@ import structlog
 
 from shared import topology
 from shared.bus import RETRY_SECONDS, SEND_TIMEOUT_SECONDS, Delivery, OutgoingEvent
-from shared.coalescer import Coalescer, Settled, grouped
+from shared.coalescer import Coalescers, Settled, grouped
 from shared.errors import Unavailable
 from shared.messages import ReplyTo
 
@@ -56,7 +55,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.broker = broker or MemoryBroker()
-        self._coalescers: dict[str, Coalescer] = {}
+        self._commands = Coalescers(self._send_message)
         self._inboxes: dict[str, MemoryInbox] = {}
         self._answer_queue = ""
         self._closed = False
@@ -68,18 +67,11 @@ class MemoryBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command; return when it has been handled, else raise Unavailable in time."""
-        await self._coalescer(queue).send(command)
+        await self._commands.to(queue).send(command)
 
     def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
         """Begin to send one command."""
-        self._coalescer(queue).send_soon(command, settled)
-
-    def _coalescer(self, queue: str) -> Coalescer:
-        coalescer = self._coalescers.get(queue)
-        if coalescer is None:
-            carry = partial(self._send_message, queue)
-            coalescer = self._coalescers[queue] = Coalescer(carry, closed=self._closed)
-        return coalescer
+        self._commands.to(queue).send_soon(command, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         if queue not in self.broker.queues:
@@ -143,7 +135,7 @@ class MemoryBus:
         """Give up what is unconfirmed, and put back what was taken but not ended."""
         self._closed = True
         self.broker.answers.pop(self._answer_queue, None)
-        await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers.values()))
+        await self._commands.close()
         for inbox in self._inboxes.values():
             inbox.close()
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 
 import structlog
 from aio_pika.connection import make_url
@@ -15,7 +14,7 @@ from shared.amqp.lines import Incoming, Outgoing
 from shared.amqp.properties import EVENT_ID_HEADER, message_properties
 from shared.bus import SEND_TIMEOUT_SECONDS, OutgoingEvent
 from shared.clock import utc_now
-from shared.coalescer import Coalescer, Settled, grouped
+from shared.coalescer import Coalescers, Settled, grouped
 from shared.errors import Unavailable
 
 log = structlog.get_logger()
@@ -44,7 +43,7 @@ class AmqpBus:
         self._url = make_url(url)
         self._outgoing = Outgoing(self._url)
         self._incoming = Incoming(self._url)
-        self._coalescers: dict[str, Coalescer] = {}
+        self._commands = Coalescers(self._send_message)
         self._inboxes: dict[str, AmqpInbox] = {}
         self._priority = seniority(utc_now())
         self._answers: AnswerQueue | None = None
@@ -66,18 +65,11 @@ class AmqpBus:
 
     async def send(self, queue: str, command: bytes) -> None:
         """Send one command in the next message to its queue; raise Unavailable when that is not confirmed in time."""
-        await self._coalescer(queue).send(command)
+        await self._commands.to(queue).send(command)
 
     def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
         """Begin to send one command in the next message to its queue."""
-        self._coalescer(queue).send_soon(command, settled)
-
-    def _coalescer(self, queue: str) -> Coalescer:
-        coalescer = self._coalescers.get(queue)
-        if coalescer is None:
-            carry = partial(self._send_message, queue)
-            coalescer = self._coalescers[queue] = Coalescer(carry, closed=self._closed)
-        return coalescer
+        self._commands.to(queue).send_soon(command, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         key = topology.COMMAND_KEYS.get(queue)
@@ -139,5 +131,5 @@ class AmqpBus:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers.values()))
+        await self._commands.close()
         await asyncio.gather(self._incoming.close(), self._outgoing.close())
