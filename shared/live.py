@@ -100,8 +100,6 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=16,
-            # With RESP3, redis-py writes all that is pushed to it into a line for its log, kept or not.
-            protocol=2,
             timeout=2,
             socket_timeout=2,
             socket_connect_timeout=2,
