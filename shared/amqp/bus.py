@@ -10,8 +10,8 @@ from aio_pika.connection import make_url
 from shared import topology
 from shared.amqp.failures import quiet, reaching
 from shared.amqp.inbox import AmqpInbox, AnswerQueue, seniority
-from shared.amqp.lines import Incoming, Outgoing
-from shared.amqp.properties import EVENT_ID_HEADER, message_properties
+from shared.amqp.lines import Incoming, NotTaken, Outgoing
+from shared.amqp.properties import EVENT_ID_HEADER, TRANSIENT, message_properties
 from shared.bus import SEND_TIMEOUT_SECONDS, OutgoingEvent
 from shared.clock import utc_now
 from shared.coalescer import Coalescers, Settled, grouped
@@ -72,6 +72,13 @@ class AmqpBus:
         self._commands.to(queue).send_soon(command, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
+        if queue in self._outgoing.express:
+            try:
+                return await self._outgoing.publish(
+                    "", topology.EXPRESS[queue], body, message_properties(delivery_mode=TRANSIENT), mandatory=True
+                )
+            except NotTaken:
+                self._outgoing.express.discard(queue)
         key = topology.COMMAND_KEYS.get(queue)
         exchange, key = (topology.COMMANDS, key) if key else ("", queue)
         await self._outgoing.publish(exchange, key, body, message_properties(), mandatory=True)
@@ -123,7 +130,8 @@ class AmqpBus:
         inbox = self._inboxes.get(queue)
         if inbox is None:
             inbox = self._inboxes[queue] = AmqpInbox(queue, self._outgoing, self._priority)
-            self._incoming.add(inbox)
+            for inlet in inbox.inlets:
+                self._incoming.add(inlet)
         return inbox
 
     async def close(self) -> None:

@@ -44,20 +44,12 @@ class AmqpInbox:
         """Of all replicas that can take more, the broker gives a message to the one of the highest priority."""
         self.queue = queue
         self.outgoing = outgoing
-        self._priority = priority
-        self._back = False
-        self._channel: RawChannel | None = None
-        self._tag = ""
+        self.inlets = [Inlet(self, queue, priority)]
+        """What fills it: the queue, and the short way beside it where there is one."""
+        if express := topology.EXPRESS.get(queue):
+            self.inlets.append(Inlet(self, express, priority, express_of=queue))
         self._arrived: deque[AmqpDelivery] = deque()
         self._arrival = asyncio.Event()
-        self._heard = False
-        self._unfinished = 0
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
-        heard, self._heard = self._heard, False
-        return not heard and not self._unfinished
 
     async def take(self, limit: int) -> list[Delivery]:
         """Wait for a message, then hand over what is there; what a lost connection had brought is not."""
@@ -78,6 +70,36 @@ class AmqpInbox:
             self._arrived.append(delivery)
             self._arrival.set()
 
+    async def stand_back(self, back: bool) -> None:
+        """Consume with the lowest priority, or with one's own; on the next connection too."""
+        for inlet in self.inlets:
+            await inlet.stand_back(back)
+
+    def forget(self) -> None:
+        """Drop what was not taken: the broker delivers it again."""
+        self._arrived.clear()
+
+
+class Inlet:
+    """One queue that fills an inbox."""
+
+    def __init__(self, inbox: AmqpInbox, queue: str, priority: int, *, express_of: str | None = None) -> None:
+        self.queue = queue
+        self.express_of = express_of
+        self.inbox = inbox
+        self._priority = priority
+        self._back = False
+        self._channel: RawChannel | None = None
+        self._tag = ""
+        self._heard = False
+        self._unfinished = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is consumed, nothing has come since this was last asked, and nothing that came is unfinished."""
+        heard, self._heard = self._heard, False
+        return self._channel is not None and not heard and not self._unfinished
+
     async def start(self, channel: RawChannel) -> None:
         """Begin to consume."""
         await channel.basic_qos(prefetch_count=PREFETCH)
@@ -92,10 +114,10 @@ class AmqpInbox:
     async def _receive(self, message: DeliveredMessage) -> None:
         self._heard = True
         self._unfinished += 1
-        self.arrive(AmqpDelivery(message, self))
+        self.inbox.arrive(AmqpDelivery(message, self))
 
     async def stand_back(self, back: bool) -> None:
-        """Consume with the lowest priority, or with one's own; on the next connection too."""
+        """See `AmqpInbox.stand_back`."""
         channel, changed = self._channel, back is not self._back
         self._back = back
         if channel is None or not changed:
@@ -112,8 +134,8 @@ class AmqpInbox:
     def stop(self) -> None:
         """Forget what was not taken: the broker delivers it again."""
         self._channel = None
-        self._arrived.clear()
         self._unfinished = 0
+        self.inbox.forget()
 
     def finished(self) -> None:
         """Count a delivery of the present connection as acknowledged."""
@@ -123,11 +145,11 @@ class AmqpInbox:
 class AmqpDelivery:
     """Implements `bus.Delivery`."""
 
-    __slots__ = ("_inbox", "_message", "body")
+    __slots__ = ("_inlet", "_message", "body")
 
-    def __init__(self, message: DeliveredMessage, inbox: AmqpInbox) -> None:
+    def __init__(self, message: DeliveredMessage, inlet: Inlet) -> None:
         self._message = message
-        self._inbox = inbox
+        self._inlet = inlet
         self.body = message.body
 
     @property
@@ -157,9 +179,9 @@ class AmqpDelivery:
                 with own_cancellations():
                     await self._message.channel.basic_ack(tag, wait=False)
         except CONNECTION_EXCEPTIONS as error:
-            log.debug("bus.ack_lost", queue=self._inbox.queue, reason=reason(error))
+            log.debug("bus.ack_lost", queue=self._inlet.queue, reason=reason(error))
         if self.alive:
-            self._inbox.finished()
+            self._inlet.finished()
 
     async def retry(self) -> None:
         """Move the message to the queue's waiting room, and only then acknowledge it.
@@ -174,12 +196,13 @@ class AmqpDelivery:
             headers=headers,
             reply_to=self.reply_to,
         )
-        waiting_room = topology.retry_queue(self._inbox.queue)
+        inbox = self._inlet.inbox
+        waiting_room = topology.retry_queue(inbox.queue)
         try:
-            await self._inbox.outgoing.publish("", waiting_room, self.body, copy, mandatory=True)
+            await inbox.outgoing.publish("", waiting_room, self.body, copy, mandatory=True)
         except Unavailable as error:
-            log.warning("bus.retry_kept_here", queue=self._inbox.queue, reason=str(error))
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._inbox.arrive, self)
+            log.warning("bus.retry_kept_here", queue=inbox.queue, reason=str(error))
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, inbox.arrive, self)
         else:
             await self.ack()
 
@@ -191,6 +214,7 @@ class AnswerQueue:
         self._on_answers = on_answers
         self._heard = False
         self.queue = ""
+        self.express_of: str | None = None
         self.consuming = asyncio.Event()
 
     @property

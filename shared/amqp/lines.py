@@ -8,9 +8,10 @@ of the CPU of each.
 import asyncio
 from typing import Final, Protocol
 
+import structlog
 from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelPreconditionFailed
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed, ChannelPreconditionFailed, DeliveryError
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
@@ -24,10 +25,16 @@ from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.errors import StartupFailed, Unavailable
 from shared.link import CONNECT_TIMEOUT_SECONDS, Link, Lose
 
+log = structlog.get_logger()
+
 _HEARTBEAT_SECONDS = 10
 _LOOKS, _LOOK_SECONDS = 3, 0.02
 
 PARKED: Final = Gauge("rollcall_parked_messages", "Messages that no service could handle (see `rollcall parking`)")
+
+
+class NotTaken(Unavailable):
+    """The broker has sent a message back, or says that it does not have it."""
 
 
 class Line:
@@ -41,6 +48,8 @@ class Line:
         # Kept, because a channel that is collected calls nobody back when it is lost.
         self._channels: list[AbstractChannel] = []
         self._control: RawChannel | None = None
+        self._without_express: set[str] = set()
+        """Whose short way could not be had when it was last asked for: that is said once."""
         self._topology_awaited = False
         self._closed = False
         self.lose: Lose = lambda reason: None
@@ -91,6 +100,23 @@ class Line:
         channel.close_callbacks.add(lambda _, error: lose(reason(error)))
         return await channel.get_underlay_channel()
 
+    async def _consumers_of_express(self, queue: str) -> int | None:
+        """Declare the short way beside a queue, and tell how many consume it; None where it cannot be had."""
+        assert self._connection is not None
+        express = topology.express_queue(queue)
+        try:
+            # On a channel of its own, which a refusal closes.
+            async with self._connection.channel() as channel:
+                raw = await channel.get_underlay_channel()
+                declared = await raw.queue_declare(express.name, durable=True, arguments=dict(express.arguments))
+        except ChannelClosed as error:
+            if queue not in self._without_express:
+                self._without_express.add(queue)
+                log.warning("bus.no_express", line=self._purpose, queue=queue, reason=reason(error))
+            return None
+        self._without_express.discard(queue)
+        return declared.consumer_count
+
     async def _probe(self) -> None:
         """Ask for what must be there; a half-open connection, or a deleted queue, does not pass."""
         assert self._control is not None
@@ -114,16 +140,31 @@ class Outgoing(Line):
         super().__init__(url, "publishing")
         self._confirmed: RawChannel | None = None
         self._unconfirmed: RawChannel | None = None
+        self.express: set[str] = set()
+        """The queues of commands whose short way was consumed when it was last looked at, and has sent nothing back since."""
 
     async def _set_up(self) -> None:
         self._confirmed = await self.channel(confirms=True)
         self._unconfirmed = await self.channel()
+        await self._look_for_express()
 
     def _torn_down(self) -> None:
         self._confirmed = self._unconfirmed = None
+        self.express = set()
+
+    async def _probe(self) -> None:
+        await super()._probe()
+        with own_cancellations():
+            await self._look_for_express()
+
+    async def _look_for_express(self) -> None:
+        self.express = {queue for queue in topology.EXPRESS if await self._consumers_of_express(queue)}
 
     async def publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
-        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
+        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`.
+
+        Raises NotTaken, which is Unavailable too, where the broker says at once that it does not have the message.
+        """
         if self._closed:
             raise Unavailable("the bus is closed")
         try:
@@ -141,6 +182,8 @@ class Outgoing(Line):
                     )
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
+        except DeliveryError as error:
+            raise NotTaken(f"the broker did not take it: {reason(error)}") from error
         except CONNECTION_EXCEPTIONS as error:
             raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
 
@@ -164,6 +207,8 @@ class Consumer(Protocol):
     """What the consuming connection keeps going on one queue, on each connection anew."""
 
     queue: str
+    express_of: str | None
+    """The queue beside which this one is the short way, and is done without where it cannot be had."""
 
     @property
     def idle(self) -> bool:
@@ -183,6 +228,8 @@ class Incoming(Line):
         super().__init__(url, "consuming")
         self._consumers: list[Consumer] = []
         self._passed_over: set[str] = set()
+        self._missing: list[Consumer] = []
+        """Those that are tried again at each probe."""
         self._starting: set[asyncio.Task[None]] = set()
 
     def add(self, consumer: Consumer) -> None:
@@ -206,6 +253,7 @@ class Incoming(Line):
 
     def _torn_down(self) -> None:
         self._passed_over.clear()
+        self._missing.clear()
         for consumer in self._consumers:
             consumer.stop()
 
@@ -222,6 +270,9 @@ class Incoming(Line):
             for consumer in self._consumers:
                 if consumer.idle and await self._waits(consumer.queue):
                     passed_over.add(consumer.queue)
+            missing, self._missing = self._missing, []
+            for consumer in missing:
+                await self._start(consumer)
         silent, self._passed_over = passed_over & self._passed_over, passed_over
         if silent:
             raise ConnectionError(f"messages wait, and none comes: {', '.join(sorted(silent))}")
@@ -246,6 +297,9 @@ class Incoming(Line):
             lose(f"cannot consume: {reason(error)}")
 
     async def _start(self, consumer: Consumer) -> None:
+        if consumer.express_of is not None and await self._consumers_of_express(consumer.express_of) is None:
+            self._missing.append(consumer)
+            return
         lose = self.lose
         channel = await self.channel()
         # Without this the consumer of a deleted queue would wait for ever; so the queue is declared and consumed again.

@@ -25,7 +25,7 @@ from shared.amqp import lines
 from shared.amqp.bus import AmqpBus, open_amqp
 from shared.amqp.inbox import PREFETCH, AmqpDelivery
 from shared.amqp.properties import EVENT_ID_HEADER
-from shared.bus import SEND_TIMEOUT_SECONDS
+from shared.bus import SEND_TIMEOUT_SECONDS, Delivery
 from shared.clock import utc_now
 from shared.errors import StartupFailed, Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, Actor, ReadRoll, encode
@@ -272,6 +272,79 @@ async def test_a_bus_closes_in_time_whatever_the_broker_does(proxy: Proxy, begin
     await eventually(lambda: asyncio.all_tasks() <= before)
 
 
+# The short way
+
+
+def way(delivery: Delivery) -> str | None:
+    """Tell by which queue a message came."""
+    assert isinstance(delivery, AmqpDelivery)
+    return delivery._inlet.express_of and "express"
+
+
+async def sent_by(bus: AmqpBus, command: bytes) -> str | None:
+    """Send a command, and tell by which way it came."""
+    await sent(bus, ATTENDANCE_COMMANDS, command)
+    (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+    await delivery.ack()
+    assert delivery.body == b"[" + command + b"]"
+    return way(delivery)
+
+
+async def takes_the_short_way(bus: AmqpBus) -> None:
+    """Wait until commands do."""
+    await eventually(lambda: ATTENDANCE_COMMANDS in bus._outgoing.express)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_commands_take_the_short_way_once_somebody_consumes_it(url: str) -> None:
+    """Before, in a deployment whose services are older, nobody would ever take them there."""
+    async with open_amqp(url) as bus, open_amqp(url) as service:
+        await bus._outgoing._look_for_express()
+        assert bus._outgoing.express == set()
+
+        await consuming(service)
+        await takes_the_short_way(bus)
+
+        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        (delivery,) = await take(service, ATTENDANCE_COMMANDS, 1)
+        assert way(delivery) == "express"
+        await delivery.ack()
+
+
+async def test_what_the_short_way_sends_back_takes_the_long_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node it lived on may have gone a moment ago."""
+    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
+    async with open_amqp(url) as bus, open_amqp(url) as service, await aio_pika.connect(url) as admin:
+        await consuming(service)
+        await bus._outgoing._look_for_express()
+        await service.close()
+        await (await admin.channel()).queue_delete(topology.EXPRESS[ATTENDANCE_COMMANDS])
+
+        await bus.send(ATTENDANCE_COMMANDS, b"1")
+
+        (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
+        await delivery.ack()
+        assert (delivery.body, way(delivery)) == (b"[1]", None)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_where_the_short_way_cannot_be_had_everything_takes_the_long_one_until_it_can(url: str) -> None:
+    """A queue on one node is away with it; so is one that somebody else holds."""
+    express = topology.EXPRESS[ATTENDANCE_COMMANDS]
+    async with await aio_pika.connect(url) as admin:
+        await (await admin.channel()).queue_delete(express)
+        async with await aio_pika.connect(url) as holder:
+            await (await holder.channel()).declare_queue(express, exclusive=True)
+            async with open_amqp(url) as bus:
+                assert await sent_by(bus, b"1") is None
+                assert bus.connected
+
+                await holder.close()
+                await takes_the_short_way(bus)
+
+                assert await sent_by(bus, b"2") == "express"
+
+
 # What the broker does of its own accord
 
 
@@ -340,13 +413,19 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
             await delivery.ack()
         (last,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         await last.ack()
-        assert not inbox._unfinished
+        assert not any(inlet._unfinished for inlet in inbox.inlets)
 
 
-async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_another(url: str) -> None:
+@pytest.mark.parametrize("express", [True, False])
+async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_another(
+    url: str, monkeypatch: pytest.MonkeyPatch, *, express: bool
+) -> None:
     """So that those who join one lecture meet in one batch, and not in two that are in each other's way."""
+    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
     async with open_amqp(url) as sender, open_amqp(url) as one, open_amqp(url) as other:
         await consuming(one, other)
+        if express:
+            await sender._outgoing._look_for_express()
         for number in range(2 * PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
@@ -389,7 +468,7 @@ async def test_a_replica_whose_server_is_away_leaves_the_work_to_another(url: st
         [(preferred, _)] = handled
         sick.add(preferred)
         await ask("held")
-        await eventually(lambda: replicas[preferred].inbox(ATTENDANCE_COMMANDS)._back)
+        await eventually(lambda: all(inlet._back for inlet in replicas[preferred].inbox(ATTENDANCE_COMMANDS).inlets))
         for number in range(20):
             await ask(f"{number}")
         await eventually(lambda: len(handled) >= 21)
@@ -416,7 +495,8 @@ def to_read(name: str) -> ReadRoll:
 
 async def consuming(*replicas: AmqpBus) -> None:
     """Wait until the broker has said to each of these that it consumes the attendance commands."""
-    await eventually(lambda: all(replica.inbox(ATTENDANCE_COMMANDS)._tag for replica in replicas))
+    inlets = [inlet for replica in replicas for inlet in replica.inbox(ATTENDANCE_COMMANDS).inlets]
+    await eventually(lambda: all(inlet._tag for inlet in inlets))
 
 
 async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replaced(node: Node, url: str) -> None:
