@@ -79,6 +79,8 @@ class AmqpBus:
                 )
             except NotTaken:
                 self._outgoing.express.discard(queue)
+        elif queue in topology.EXPRESS:
+            self._outgoing.wish_for_express()
         key = topology.COMMAND_KEYS.get(queue)
         exchange, key = (topology.COMMANDS, key) if key else ("", queue)
         await self._outgoing.publish(exchange, key, body, message_properties(), mandatory=True)

@@ -6,7 +6,9 @@ of the CPU of each.
 """
 
 import asyncio
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from time import monotonic
+from typing import Any, Final, Protocol
 
 import structlog
 from aio_pika import Connection
@@ -29,6 +31,7 @@ log = structlog.get_logger()
 
 _HEARTBEAT_SECONDS = 10
 _LOOKS, _LOOK_SECONDS = 3, 0.02
+_LOOK_AGAIN_SECONDS = 0.5
 
 PARKED: Final = Gauge("rollcall_parked_messages", "Messages that no service could handle (see `rollcall parking`)")
 
@@ -50,6 +53,7 @@ class Line:
         self._control: RawChannel | None = None
         self._without_express: set[str] = set()
         """Whose short way could not be had when it was last asked for: that is said once."""
+        self._doing: set[asyncio.Task[None]] = set()
         self._topology_awaited = False
         self._closed = False
         self.lose: Lose = lambda reason: None
@@ -65,9 +69,26 @@ class Line:
         await self._link.open()
 
     async def close(self) -> None:
-        """Disconnect for good; bounded, whatever the broker does."""
+        """Disconnect for good, and begin nothing more; bounded, whatever the broker does."""
         self._closed = True
+        for task in self._doing:
+            task.cancel()
+        await asyncio.gather(*self._doing, return_exceptions=True)
         await self._link.close()
+
+    def _begin(self, doing: Coroutine[Any, Any, None], what: str) -> None:
+        """Do something on the present connection, in the background; where it fails, that connection is taken for lost."""
+        task = asyncio.create_task(self._do_or_lose(doing, what, self.lose), name=f"amqp {what}")
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
+
+    async def _do_or_lose(self, doing: Coroutine[Any, Any, None], what: str, lose: Lose) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                with own_cancellations():
+                    await doing
+        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
+            lose(f"{what} failed: {reason(error)}")
 
     async def _set_up(self) -> None:
         """Do what the line is for, each time the topology stands."""
@@ -102,7 +123,8 @@ class Line:
 
     async def _consumers_of_express(self, queue: str) -> int | None:
         """Declare the short way beside a queue, and tell how many consume it; None where it cannot be had."""
-        assert self._connection is not None
+        if self._connection is None:
+            return None
         express = topology.express_queue(queue)
         try:
             # On a channel of its own, which a refusal closes.
@@ -142,6 +164,7 @@ class Outgoing(Line):
         self._unconfirmed: RawChannel | None = None
         self.express: set[str] = set()
         """The queues of commands whose short way was consumed when it was last looked at, and has sent nothing back since."""
+        self._looked_at = -_LOOK_AGAIN_SECONDS
 
     async def _set_up(self) -> None:
         self._confirmed = await self.channel(confirms=True)
@@ -156,6 +179,12 @@ class Outgoing(Line):
         await super()._probe()
         with own_cancellations():
             await self._look_for_express()
+
+    def wish_for_express(self) -> None:
+        """Have the short ways looked for again, in the background and now and then."""
+        if self.up and (now := monotonic()) >= self._looked_at + _LOOK_AGAIN_SECONDS:
+            self._looked_at = now
+            self._begin(self._look_for_express(), "looking")
 
     async def _look_for_express(self) -> None:
         self.express = {queue for queue in topology.EXPRESS if await self._consumers_of_express(queue)}
@@ -230,22 +259,12 @@ class Incoming(Line):
         self._passed_over: set[str] = set()
         self._missing: list[Consumer] = []
         """Those that are tried again at each probe."""
-        self._starting: set[asyncio.Task[None]] = set()
 
     def add(self, consumer: Consumer) -> None:
         """Consume from now on, on this connection if there is one and on all to come."""
         self._consumers.append(consumer)
         if self.up:
-            task = asyncio.create_task(self._start_now(consumer), name="consumer starting")
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
-
-    async def close(self) -> None:
-        """Disconnect for good, and begin to consume nothing more."""
-        for task in self._starting:
-            task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        await super().close()
+            self._begin(self._start(consumer), "consuming")
 
     async def _set_up(self) -> None:
         for consumer in self._consumers:
@@ -286,15 +305,6 @@ class Incoming(Line):
             if not (await self._control.queue_declare(queue, passive=True)).message_count:
                 return False
         return True
-
-    async def _start_now(self, consumer: Consumer) -> None:
-        lose = self.lose
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                with own_cancellations():
-                    await self._start(consumer)
-        except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            lose(f"cannot consume: {reason(error)}")
 
     async def _start(self, consumer: Consumer) -> None:
         if consumer.express_of is not None and await self._consumers_of_express(consumer.express_of) is None:

@@ -295,20 +295,34 @@ async def takes_the_short_way(bus: AmqpBus) -> None:
     await eventually(lambda: ATTENDANCE_COMMANDS in bus._outgoing.express)
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_commands_take_the_short_way_once_somebody_consumes_it(url: str) -> None:
+async def test_commands_take_the_short_way_as_soon_as_somebody_consumes_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, in a deployment whose services are older, nobody would ever take them there."""
+    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
     async with open_amqp(url) as bus, open_amqp(url) as service:
         await bus._outgoing._look_for_express()
         assert bus._outgoing.express == set()
-
         await consuming(service)
-        await takes_the_short_way(bus)
 
         await bus.send(ATTENDANCE_COMMANDS, b"1")
-        (delivery,) = await take(service, ATTENDANCE_COMMANDS, 1)
-        assert way(delivery) == "express"
-        await delivery.ack()
+        await takes_the_short_way(bus)
+        await bus.send(ATTENDANCE_COMMANDS, b"2")
+
+        deliveries = await take(service, ATTENDANCE_COMMANDS, 2)
+        assert {delivery.body: way(delivery) for delivery in deliveries} == {b"[1]": None, b"[2]": "express"}
+        for delivery in deliveries:
+            await delivery.ack()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_commands_take_the_long_way_again_once_nobody_consumes_the_short_one(url: str) -> None:
+    """Its services went back to an older version."""
+    async with open_amqp(url) as bus:
+        async with open_amqp(url) as service:
+            await consuming(service)
+            await bus._outgoing._look_for_express()
+            assert ATTENDANCE_COMMANDS in bus._outgoing.express
+
+        await eventually(lambda: ATTENDANCE_COMMANDS not in bus._outgoing.express)
 
 
 async def test_what_the_short_way_sends_back_takes_the_long_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,6 +440,8 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
         await consuming(one, other)
         if express:
             await sender._outgoing._look_for_express()
+        else:
+            monkeypatch.setattr(sender._outgoing, "wish_for_express", lambda: None)
         for number in range(2 * PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
