@@ -209,7 +209,7 @@ class Listener:
         while True:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    pubsub = self._redis.pubsub()
+                    pubsub = self._redis.pubsub(push_handler_func=_handed_on)
                     subscribed = set(self._channels)
                     with _asking():
                         await uncancelled(pubsub.subscribe(*subscribed))
@@ -264,6 +264,11 @@ class Listener:
         while True:
             await uncancelled(publish_live(self._redis, [(self._heartbeat_channel, b"")]))
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+async def _handed_on(response: list[Any]) -> list[Any]:
+    """Take the place of redis-py's own, which writes each response into a line for a log, whoever reads that."""
+    return response
 
 
 async def _awaited(ask: Callable[[str], Awaitable[None]], channel: str) -> None:

@@ -1,6 +1,6 @@
 """Events for many sockets: each gets them in order, encoded once, and who has gone holds up nobody."""
 
-from gateway.engine.fanout import emit
+from gateway.engine.fanout import CROWD, emit
 from gateway.engine.outbound import Message
 
 
@@ -45,3 +45,12 @@ def test_who_is_told_nothing_is_sent_nothing() -> None:
     emit([], [ear])
 
     assert ear.heard == []
+
+
+def test_whether_they_are_a_crowd_is_said() -> None:
+    few, many = [Ear() for _ in range(CROWD)], [Ear() for _ in range(CROWD + 1)]
+
+    for ears in (few, many):
+        emit([("first", {})], ears)
+
+    assert ([ear.heard[0].to_crowd for ear in (few[0], many[-1])]) == [False, True]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.departures import Departures
-from gateway.engine.websockets import FRAMES, Malformed, WebSocket, Writes
+from gateway.engine.websockets import AT_ONCE, FRAMES, Malformed, WebSocket, Writes
 
 MAX_BYTES = 300_000
 
@@ -154,3 +154,39 @@ async def test_one_that_cannot_be_written_to_holds_up_no_other(listener: Listene
         WebSocket(transport, listener, Departures(), writes, max_bytes=MAX_BYTES).write(b"x")
     await asyncio.sleep(0)
     assert (cut.ended, well.written) == (["aborted"], [b"x"])
+
+
+async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener) -> None:
+    """A part of it leaves in each turn, behind what others get; and before what one of the crowd is told afterwards."""
+    writes = Writes()
+    transports: list[Any] = [Transport() for _ in range(3 * AT_ONCE)]
+    crowd = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in transports]
+
+    def reached() -> int:
+        return sum(bool(transport.written) for transport in transports)
+
+    for websocket in crowd:
+        websocket.write(b"progress ", in_crowd=True)
+    await asyncio.sleep(0)
+    assert reached() == AT_ONCE
+
+    crowd[-1].write(b"answer")
+    crowd[0].write(b"answer")
+    await asyncio.sleep(0)
+    assert transports[-1].written == [b"progress answer"]
+    assert transports[0].written == [b"progress ", b"answer"]
+    assert reached() == 2 * AT_ONCE + 1
+
+    await asyncio.sleep(0)
+    assert reached() == 3 * AT_ONCE
+    assert transports[-1].written == [b"progress answer"]
+
+    crowd[1].write(b"again")
+    await asyncio.sleep(0)
+    assert transports[1].written == [b"progress ", b"again"]
+
+
+async def test_one_of_a_crowd_that_is_closed_is_told_all_before_the_goodbye(websocket: WebSocket, transport: Any) -> None:
+    websocket.write(b"progress ", in_crowd=True)
+    websocket.close()
+    assert transport.written == [b"progress \x88\x02\x03\xe8"]

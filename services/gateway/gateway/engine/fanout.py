@@ -4,7 +4,7 @@ The library's `emit` starts a task for each recipient and waits for all of them;
 loop.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from msgspec import json
@@ -13,6 +13,9 @@ from gateway.engine.outbound import Message
 
 encode: Final = json.Encoder().encode
 """Writes JSON, of msgspec's structs too."""
+
+CROWD: Final = 64
+"""Who is one of more gets what all of them get behind what others get."""
 
 Said = tuple[str, Any]
 """An event, and what it carries."""
@@ -39,7 +42,7 @@ class Ear(Protocol):
         """Its connection."""
 
 
-def emit(said: Sequence[Said], ears: Iterable[Ear]) -> None:
+def emit(said: Sequence[Said], ears: Collection[Ear]) -> None:
     """Send events, in this order and behind what was sent before, to each of these sockets whose connection is not over."""
     messages: dict[str, Message] = {}
     for ear in ears if said else ():
@@ -48,14 +51,14 @@ def emit(said: Sequence[Said], ears: Iterable[Ear]) -> None:
             continue
         message = messages.get(ear.namespace)
         if message is None:
-            message = messages[ear.namespace] = as_message(said, ear.namespace)
+            message = messages[ear.namespace] = as_message(said, ear.namespace, to_crowd=len(ears) > CROWD)
         link.put(message)
 
 
-def as_message(said: Iterable[Said], namespace: str) -> Message:
+def as_message(said: Iterable[Said], namespace: str, *, to_crowd: bool = False) -> Message:
     """Write events for the sockets of a namespace."""
     prefix = prefix_of(namespace)
-    return Message(*[b"42%b%b" % (prefix, encode(each)) for each in said])
+    return Message(*[b"42%b%b" % (prefix, encode(each)) for each in said], to_crowd=to_crowd)
 
 
 def prefix_of(namespace: str) -> bytes:

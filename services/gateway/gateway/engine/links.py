@@ -111,7 +111,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
             websocket.close()
         else:
             self._take_out(message)
-            websocket.write(message.frames)
+            websocket.write(message.frames, in_crowd=message.to_crowd)
 
     def writable(self) -> None:
         """Send what waits, as far as there is room."""

@@ -15,13 +15,15 @@ MAX_LARGE: Final = 2
 class Message:
     """Engine.IO packets that go out together: encoded once, for all who get them."""
 
-    __slots__ = ("frames", "packets")
+    __slots__ = ("frames", "packets", "to_crowd")
 
-    def __init__(self, *packets: bytes) -> None:
+    def __init__(self, *packets: bytes, to_crowd: bool = False) -> None:
         self.packets = packets
         """As they go into the answer to a poll: UTF-8."""
         self.frames = b"".join(map(_framed, packets))
         """As they go over a websocket."""
+        self.to_crowd = to_crowd
+        """Whether so many get them that others are not to wait for that."""
 
 
 class Outbound:

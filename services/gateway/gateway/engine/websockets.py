@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import socket
+from collections import deque
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -25,6 +26,8 @@ FAREWELL_SECONDS: Final = 0.5
 FRAMES: Final = 1000
 """How many frames that are no whole message a client may send at once: pings, pongs and fragments."""
 FRAMES_PER_SECOND: Final = 50
+AT_ONCE: Final = 64
+"""To how many of a crowd is written in one turn: half a millisecond."""
 _GATHERED_BYTES: Final = 64 * 1024
 """How much may gather within one turn of the loop before it is written all the same."""
 KERNEL_BYTES: Final = 128 * 1024
@@ -56,21 +59,33 @@ class Listener(Protocol):
 
 
 class Writes:
-    """What is written in one turn of the loop leaves at its end, in one system call for each websocket. One for a server."""
+    """What is written in one turn of the loop leaves at its end, in one system call for each websocket. One for a server.
+
+    What goes to a crowd leaves behind everything else and a part of it in each turn: the others are not held up by it.
+    """
 
     def __init__(self) -> None:
         self._due: list[WebSocket] = []
+        self._crowd: deque[WebSocket] = deque()
+        self._under_way = False
 
-    def add(self, websocket: "WebSocket") -> None:
-        """Have a websocket flushed at the end of this turn."""
-        if not self._due:
+    def add(self, websocket: "WebSocket", *, in_crowd: bool) -> None:
+        """Have a websocket flushed at the end of this turn, or in one of the next as one of a crowd."""
+        (self._crowd if in_crowd else self._due).append(websocket)
+        if not self._under_way:
+            self._under_way = True
             asyncio.get_running_loop().call_soon(self._flush)
-        self._due.append(websocket)
 
     def _flush(self) -> None:
         due, self._due = self._due, []
         for websocket in due:
             websocket.flush()
+        crowd = self._crowd
+        for _ in range(min(len(crowd), AT_ONCE)):
+            crowd.popleft().flush()
+        self._under_way = bool(crowd)
+        if crowd:
+            asyncio.get_running_loop().call_soon(self._flush)
 
 
 class WebSocket(asyncio.Protocol):
@@ -83,6 +98,7 @@ class WebSocket(asyncio.Protocol):
         "_fragments",
         "_frames",
         "_gathered",
+        "_in_crowd",
         "_max_bytes",
         "_needed",
         "_rest",
@@ -105,6 +121,7 @@ class WebSocket(asyncio.Protocol):
         self._departures = departures
         self._writes = writes
         self._gathered = b""
+        self._in_crowd = False
         self._frames: Bucket | None = None
         self._max_bytes = max_bytes
         self._rest: bytearray | None = None
@@ -112,12 +129,16 @@ class WebSocket(asyncio.Protocol):
         self._fragments: bytearray | None = None
         self._ended = self._broken = False
 
-    def write(self, frames: bytes) -> None:
-        """Write encoded frames, with what else this turn of the loop writes; when it is over, they go nowhere."""
+    def write(self, frames: bytes, *, in_crowd: bool = False) -> None:
+        """Write encoded frames, with what else this turn of the loop writes; when it is over, they go nowhere.
+
+        Those that go to a crowd may leave a few turns later, with what is written to this websocket until then.
+        """
         if self.over:
             return
-        if not self._gathered:
-            self._writes.add(self)
+        if not self._gathered or (self._in_crowd and not in_crowd):
+            self._in_crowd = in_crowd
+            self._writes.add(self, in_crowd=in_crowd)
         self._gathered += frames
         if len(self._gathered) > _GATHERED_BYTES:
             self.flush()
