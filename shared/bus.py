@@ -48,7 +48,7 @@ class Delivery(Protocol):
 
 
 class Inbox(Protocol):
-    """A consumer of one durable queue; replicas of a service compete for its messages."""
+    """A consumer of one queue; replicas of a service compete for its messages."""
 
     async def take(self, limit: int) -> list[Delivery]:
         """Wait for at least one message, then hand over what is there, at most `limit`, in order of arrival.
@@ -70,7 +70,9 @@ class Bus(Protocol):
     """Everything a process may ask of the broker. Raises `errors.Unavailable` when the broker does not confirm."""
 
     async def send(self, queue: str, command: bytes) -> None:
-        """Send one encoded command; return once the broker has it safely.
+        """Send one encoded command; return once the broker has it.
+
+        What a broker has goes with it, where nobody has done it yet: who asks waits for an answer, and asks again.
 
         Goes out at once when nothing to that queue is unconfirmed; what comes meanwhile gathers and leaves as one message
         of up to `COMMANDS_PER_MESSAGE`, or about 1 MiB, in order. Raises Unavailable after `SEND_TIMEOUT_SECONDS` (at once
@@ -80,8 +82,8 @@ class Bus(Protocol):
     def send_soon(self, queue: str, command: bytes, settled: Callable[[str | None], None]) -> None:
         """Begin to do what `send` does, without a task, and raise nothing.
 
-        `settled` is called once, in a later turn of the loop: with None when the broker has the command safely, else with
-        why it may not have. It must not raise.
+        `settled` is called once, in a later turn of the loop: with None when the broker has the command, else with why it
+        may not have. It must not raise.
         """
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:

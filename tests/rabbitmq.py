@@ -18,6 +18,7 @@ from rollcall.launcher import Server, ServerFailed, free_port, kill, launch, on_
 # The one in /usr/sbin changes to the user rabbitmq and serves only the system's own node.
 RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 POLICY = Path("/usr/sbin/policy-rc.d")
+COOKIE = ".erlang.cookie"
 INSTALL_SECONDS = 300.0
 # 5 s on an idle machine. A node killed on its first start is of no use: its feature flags are half enabled.
 READY_SECONDS = 120.0
@@ -36,6 +37,7 @@ class RabbitMQ:
     node: Server
     epmd: Server
     environment: dict[str, str]
+    name: str = "rollcall@localhost"
 
     def stop(self) -> None:
         """Stop the node, then its name server, and return when both are gone. A repeat does nothing."""
@@ -50,7 +52,7 @@ class RabbitMQ:
     def control(self, *arguments: str) -> str:
         """Tell the node something by `rabbitmqctl`, and return what it says."""
         return subprocess.run(
-            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", "rollcall@localhost", *arguments],
+            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", self.name, *arguments],
             env=os.environ | self.environment,
             check=True,
             capture_output=True,
@@ -85,9 +87,10 @@ class RabbitMQ:
         return asked.stdout
 
 
-def start_rabbitmq(data: Path, *, port: int | None = None) -> RabbitMQ:
+def start_rabbitmq(data: Path, *, port: int | None = None, joining: RabbitMQ | None = None) -> RabbitMQ:
     """Start a node on 127.0.0.1 that keeps all it has in this folder, the log included; user and password are `guest`.
 
+    With `joining` it makes a cluster with that one, whose name server it shares and which stops that in the end.
     Call it from the main thread (see `launch`); raises ServerFailed.
     """
     server = ensure_rabbitmq()
@@ -97,7 +100,11 @@ def start_rabbitmq(data: Path, *, port: int | None = None) -> RabbitMQ:
     (data / "enabled_plugins").write_text("[].\n")
     (data / "rabbitmq-env.conf").touch()
     # Started by us, not by Erlang: what Erlang starts is a daemon that outlives everyone.
-    epmd = on_a_port(None, lambda port: start_epmd(data, port))
+    epmd = joining.epmd if joining else on_a_port(None, lambda port: start_epmd(data, port))
+    name = f"{data.name}@localhost" if joining else RabbitMQ.name
+    member = (data / "mnesia").exists()
+    if joining:
+        shutil.copy2(Path(joining.environment["HOME"], COOKIE), data / COOKIE)
     # That goes for whoever asks a node whose epmd has gone, too: `erl` and `rabbitmqctl` start none.
     environment = {"ERL_EPMD_PORT": epmd.url.rpartition(":")[2], "ERL_FLAGS": "-start_epmd false"}
 
@@ -108,7 +115,7 @@ def start_rabbitmq(data: Path, *, port: int | None = None) -> RabbitMQ:
             url=f"amqp://guest:guest@127.0.0.1:{port}/",
             says="Server startup complete",
             log=data / "rabbitmq.log",
-            environment=environment | node_environment(data, port),
+            environment=environment | node_environment(data, name, port),
             ready_seconds=READY_SECONDS,
         )
 
@@ -118,7 +125,11 @@ def start_rabbitmq(data: Path, *, port: int | None = None) -> RabbitMQ:
         epmd.stop()
         raise
     port = int(node.url.rpartition(":")[2].strip("/"))
-    return RabbitMQ(node.url, node, epmd, environment | node_environment(data, port))
+    rabbitmq = RabbitMQ(node.url, node, epmd, environment | node_environment(data, name, port), name)
+    if joining and not member:
+        for step in (["stop_app"], ["join_cluster", joining.name], ["start_app"]):
+            rabbitmq.control(*step)
+    return rabbitmq
 
 
 def start_epmd(data: Path, port: int) -> Server:
@@ -132,13 +143,13 @@ def start_epmd(data: Path, port: int) -> Server:
     )
 
 
-def node_environment(data: Path, port: int) -> dict[str, str]:
+def node_environment(data: Path, name: str, port: int) -> dict[str, str]:
     """The variables that keep a node apart from every other one on the machine, and its files in this folder."""
     return {
         "HOME": str(data),  # where Erlang keeps its cookie
         "ERL_CRASH_DUMP": str(data / "erl_crash.dump"),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
-        "RABBITMQ_NODENAME": "rollcall@localhost",
+        "RABBITMQ_NODENAME": name,
         "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
         "RABBITMQ_NODE_PORT": str(port),
         "RABBITMQ_DIST_PORT": str(free_port()),

@@ -10,8 +10,8 @@ from aio_pika.connection import make_url
 from shared import topology
 from shared.amqp.failures import quiet, reaching
 from shared.amqp.inbox import AmqpInbox, AnswerQueue, seniority
-from shared.amqp.lines import Incoming, NotTaken, Outgoing
-from shared.amqp.properties import EVENT_ID_HEADER, TRANSIENT, message_properties
+from shared.amqp.lines import Incoming, Outgoing
+from shared.amqp.properties import EVENT_ID_HEADER, message_properties
 from shared.bus import SEND_TIMEOUT_SECONDS, OutgoingEvent
 from shared.clock import utc_now
 from shared.coalescer import Coalescers, Settled, grouped
@@ -72,15 +72,8 @@ class AmqpBus:
         self._commands.to(queue).send_soon(command, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
-        if queue in self._outgoing.express:
-            try:
-                return await self._outgoing.publish(
-                    "", topology.EXPRESS[queue], body, message_properties(delivery_mode=TRANSIENT), mandatory=True
-                )
-            except NotTaken:
-                self._outgoing.express.discard(queue)
-        elif queue in topology.EXPRESS:
-            self._outgoing.wish_for_express()
+        if await self._outgoing.offer(queue, body):
+            return
         key = topology.COMMAND_KEYS.get(queue)
         exchange, key = (topology.COMMANDS, key) if key else ("", queue)
         await self._outgoing.publish(exchange, key, body, message_properties(), mandatory=True)

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import structlog
 from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed, ChannelPreconditionFailed, DeliveryError
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed, ChannelPreconditionFailed, DeliveryError, PublishError
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
@@ -34,10 +34,6 @@ _LOOKS, _LOOK_SECONDS = 3, 0.02
 _LOOK_AGAIN_SECONDS = 0.5
 
 PARKED: Final = Gauge("rollcall_parked_messages", "Messages that no service could handle (see `rollcall parking`)")
-
-
-class NotTaken(Unavailable):
-    """The broker has sent a message back, or says that it does not have it."""
 
 
 class Line:
@@ -180,20 +176,43 @@ class Outgoing(Line):
         with own_cancellations():
             await self._look_for_express()
 
-    def wish_for_express(self) -> None:
-        """Have the short ways looked for again, in the background and now and then."""
+    async def _look_for_express(self) -> None:
+        self.express = {queue for queue in topology.EXPRESS if await self._consumers_of_express(queue)}
+
+    def _look_again(self) -> None:
         if self.up and (now := monotonic()) >= self._looked_at + _LOOK_AGAIN_SECONDS:
             self._looked_at = now
             self._begin(self._look_for_express(), "looking")
 
-    async def _look_for_express(self) -> None:
-        self.express = {queue for queue in topology.EXPRESS if await self._consumers_of_express(queue)}
+    async def offer(self, queue: str, body: bytes) -> bool:
+        """Publish a command on the short way, if it is known to be consumed; say whether the broker has it.
+
+        Raises Unavailable as `publish` does.
+        """
+        if queue not in self.express:
+            if queue in topology.EXPRESS:
+                self._look_again()
+            return False
+        try:
+            properties = message_properties(delivery_mode=TRANSIENT)
+            await self._publish("", topology.EXPRESS[queue], body, properties, mandatory=True)
+        except DeliveryError:
+            self.express.discard(queue)
+            return False
+        return True
 
     async def publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
-        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`.
+        """Publish and wait for the confirm, a reconnect included; raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
+        try:
+            await self._publish(exchange, key, body, properties, mandatory=mandatory)
+        except DeliveryError as error:
+            if not isinstance(error, PublishError):
+                # RabbitMQ 3.10 refuses all there is on a channel that has not used a queue before its leader's node went.
+                self.lose("the broker takes nothing")
+            raise Unavailable(f"the broker did not take it: {reason(error)}") from error
 
-        Raises NotTaken, which is Unavailable too, where the broker says at once that it does not have the message.
-        """
+    async def _publish(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, mandatory: bool) -> None:
+        """See `publish`; raise DeliveryError where the broker does not want it, PublishError where it sends it back."""
         if self._closed:
             raise Unavailable("the bus is closed")
         try:
@@ -211,8 +230,8 @@ class Outgoing(Line):
                     )
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
-        except DeliveryError as error:
-            raise NotTaken(f"the broker did not take it: {reason(error)}") from error
+        except DeliveryError:
+            raise
         except CONNECTION_EXCEPTIONS as error:
             raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
 

@@ -8,10 +8,10 @@ from typing import Any
 import aio_pika
 
 from shared import topology
-from shared.amqp.bus import open_amqp
+from shared.amqp.bus import AmqpBus, open_amqp
 from shared.bus import Bus, Delivery, OutgoingEvent
 from shared.errors import Unavailable
-from shared.messages import ReplyTo
+from shared.messages import ATTENDANCE_COMMANDS, ReplyTo
 
 STARTED = "rollcall.session.started.v1"
 ENDED = "rollcall.session.ended.v1"
@@ -29,6 +29,21 @@ async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - conditions of many kinds, most of them not ours to signal
             await asyncio.sleep(0.005)
+
+
+async def sent(bus: Bus, queue: str, command: bytes) -> None:
+    """Send as a client does: again, until it is confirmed."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(Unavailable):
+                await bus.send(queue, command)
+                return
+
+
+async def consuming(*replicas: AmqpBus) -> None:
+    """Wait until the broker has said to each of these that it consumes the attendance commands."""
+    inlets = [inlet for replica in replicas for inlet in replica.inbox(ATTENDANCE_COMMANDS).inlets]
+    await eventually(lambda: all(inlet._tag for inlet in inlets))
 
 
 async def take(bus: Bus, queue: str, number: int, seconds: float = 30) -> list[Delivery]:
@@ -49,9 +64,9 @@ async def empty(url: str) -> None:
     """Take away what earlier tests left on a RabbitMQ; their buses are closed."""
     async with open_amqp(url), await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for queue in topology.QUEUES:
-            if queue.name != topology.STREAM:
-                await (await channel.get_queue(queue.name, ensure=False)).purge()
+        for name in (*(queue.name for queue in topology.QUEUES), *topology.EXPRESS.values()):
+            if name != topology.STREAM:
+                await (await channel.get_queue(name, ensure=False)).purge()
 
 
 async def told(sending: "asyncio.Task[None]") -> None:

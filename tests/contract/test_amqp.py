@@ -25,13 +25,13 @@ from shared.amqp import lines
 from shared.amqp.bus import AmqpBus, open_amqp
 from shared.amqp.inbox import PREFETCH, AmqpDelivery
 from shared.amqp.properties import EVENT_ID_HEADER
-from shared.bus import SEND_TIMEOUT_SECONDS, Delivery
+from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.clock import utc_now
 from shared.errors import StartupFailed, Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, Actor, ReadRoll, encode
 from shared.outbox import OutboxRow
 from shared.worker import Outcome, Worker, working
-from tests.contract.bus_talk import STARTED, Begin, empty, events, eventually, take
+from tests.contract.bus_talk import STARTED, Begin, consuming, empty, events, eventually, sent, take
 from tests.proxy import Proxy
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
@@ -90,15 +90,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probe the connections more often than in earnest."""
     monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 0.2)
     monkeypatch.setattr(link, "_PROBE_TIMEOUT_SECONDS", 0.3)
-
-
-async def sent(bus: AmqpBus, queue: str, command: bytes) -> None:
-    """Send as a client does: again, until it is confirmed."""
-    async with asyncio.timeout(20):
-        while True:
-            with suppress(Unavailable):
-                await bus.send(queue, command)
-                return
 
 
 async def seconds_until_unavailable(bus: AmqpBus) -> float:
@@ -272,93 +263,6 @@ async def test_a_bus_closes_in_time_whatever_the_broker_does(proxy: Proxy, begin
     await eventually(lambda: asyncio.all_tasks() <= before)
 
 
-# The short way
-
-
-def way(delivery: Delivery) -> str | None:
-    """Tell by which queue a message came."""
-    assert isinstance(delivery, AmqpDelivery)
-    return delivery._inlet.express_of and "express"
-
-
-async def sent_by(bus: AmqpBus, command: bytes) -> str | None:
-    """Send a command, and tell by which way it came."""
-    await sent(bus, ATTENDANCE_COMMANDS, command)
-    (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
-    await delivery.ack()
-    assert delivery.body == b"[" + command + b"]"
-    return way(delivery)
-
-
-async def takes_the_short_way(bus: AmqpBus) -> None:
-    """Wait until commands do."""
-    await eventually(lambda: ATTENDANCE_COMMANDS in bus._outgoing.express)
-
-
-async def test_commands_take_the_short_way_as_soon_as_somebody_consumes_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before, in a deployment whose services are older, nobody would ever take them there."""
-    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
-    async with open_amqp(url) as bus, open_amqp(url) as service:
-        await bus._outgoing._look_for_express()
-        assert bus._outgoing.express == set()
-        await consuming(service)
-
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
-        await takes_the_short_way(bus)
-        await bus.send(ATTENDANCE_COMMANDS, b"2")
-
-        deliveries = await take(service, ATTENDANCE_COMMANDS, 2)
-        assert {delivery.body: way(delivery) for delivery in deliveries} == {b"[1]": None, b"[2]": "express"}
-        for delivery in deliveries:
-            await delivery.ack()
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_commands_take_the_long_way_again_once_nobody_consumes_the_short_one(url: str) -> None:
-    """Its services went back to an older version."""
-    async with open_amqp(url) as bus:
-        async with open_amqp(url) as service:
-            await consuming(service)
-            await bus._outgoing._look_for_express()
-            assert ATTENDANCE_COMMANDS in bus._outgoing.express
-
-        await eventually(lambda: ATTENDANCE_COMMANDS not in bus._outgoing.express)
-
-
-async def test_what_the_short_way_sends_back_takes_the_long_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node it lived on may have gone a moment ago."""
-    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
-    async with open_amqp(url) as bus, open_amqp(url) as service, await aio_pika.connect(url) as admin:
-        await consuming(service)
-        await bus._outgoing._look_for_express()
-        await service.close()
-        await (await admin.channel()).queue_delete(topology.EXPRESS[ATTENDANCE_COMMANDS])
-
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
-
-        (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
-        await delivery.ack()
-        assert (delivery.body, way(delivery)) == (b"[1]", None)
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_where_the_short_way_cannot_be_had_everything_takes_the_long_one_until_it_can(url: str) -> None:
-    """A queue on one node is away with it; so is one that somebody else holds."""
-    express = topology.EXPRESS[ATTENDANCE_COMMANDS]
-    async with await aio_pika.connect(url) as admin:
-        await (await admin.channel()).queue_delete(express)
-        async with await aio_pika.connect(url) as holder:
-            await (await holder.channel()).declare_queue(express, exclusive=True)
-            async with open_amqp(url) as bus:
-                assert await sent_by(bus, b"1") is None
-                assert bus.connected
-
-                await holder.close()
-                await takes_the_short_way(bus)
-
-                assert await sent_by(bus, b"2") == "express"
-
-
 # What the broker does of its own accord
 
 
@@ -441,7 +345,7 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
         if express:
             await sender._outgoing._look_for_express()
         else:
-            monkeypatch.setattr(sender._outgoing, "wish_for_express", lambda: None)
+            monkeypatch.setattr(sender._outgoing, "_look_again", lambda: None)
         for number in range(2 * PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
@@ -507,12 +411,6 @@ def to_read(name: str) -> ReadRoll:
         deadline=now + timedelta(seconds=60),
         session_id="s",
     )
-
-
-async def consuming(*replicas: AmqpBus) -> None:
-    """Wait until the broker has said to each of these that it consumes the attendance commands."""
-    inlets = [inlet for replica in replicas for inlet in replica.inbox(ATTENDANCE_COMMANDS).inlets]
-    await eventually(lambda: all(inlet._tag for inlet in inlets))
 
 
 async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replaced(node: Node, url: str) -> None:
