@@ -67,10 +67,12 @@ class Line:
     async def close(self) -> None:
         """Disconnect for good, and begin nothing more; bounded, whatever the broker does."""
         self._closed = True
-        for task in self._doing:
-            task.cancel()
-        await asyncio.gather(*self._doing, return_exceptions=True)
+        doing = list(self._doing)
+        # First, so that what these leave half done on the connection is not taken for its loss.
         await self._link.close()
+        for task in doing:
+            task.cancel()
+        await asyncio.gather(*doing, return_exceptions=True)
 
     def _begin(self, doing: Coroutine[Any, Any, None], what: str) -> None:
         """Do something on the present connection, in the background; where it fails, that connection is taken for lost."""
