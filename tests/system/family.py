@@ -30,8 +30,12 @@ class Process:
         found = Process.find(self.pid)
         return found is not None and found.started == self.started
 
-    def user(self) -> int:
-        return Path("/proc", str(self.pid)).stat().st_uid
+    def user(self) -> int | None:
+        """Whose it is; None for one that has gone."""
+        try:
+            return Path("/proc", str(self.pid)).stat().st_uid
+        except (FileNotFoundError, ProcessLookupError):
+            return None
 
     def name(self) -> str:
         """What it ran when it was found: by now it may have gone."""

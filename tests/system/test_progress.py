@@ -10,7 +10,7 @@ from tests.system.rig import Rig, token, unique
 from tests.system.talk import Caller, Payload, a_lecture, bearer, calling
 
 PROGRESS = "attendanceProgress"
-MARKS, JOINS, SOCKETS = 160, 40, 4
+MARKS, JOINS, SOCKETS = 480, 40, 4
 
 
 class Clocked:
@@ -38,7 +38,7 @@ async def longest_stall(work: Awaitable[Any]) -> float:
 
 
 async def test_nobody_is_told_more_than_four_times_a_second_and_everybody_the_last(rig: Rig) -> None:
-    """Some two hundred marks and joins through both gateways, as fast as they go.
+    """Some five hundred marks and joins through both gateways, as fast as they go.
 
     The server keeps a quarter of a second between two of them. What reaches a client may come closer together, by as much
     as one was slower on its way than the next: here a quarter of a second and the time that this very process stood still.

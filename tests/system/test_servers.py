@@ -96,7 +96,8 @@ def test_nothing_outlives_a_killed_parent(tmp_path: Path, surroundings: Surround
         family = descendants(parent.process.pid)
         postgres = [process for process in family if process.name() == "postgres"]
         assert len(postgres) > 1, "the postmaster and its children"
-        assert {process.user() for process in postgres} == {surroundings.postgres_user}
+        # What answered the query may have ended by now.
+        assert {process.user() for process in postgres} - {None} == {surroundings.postgres_user}
 
         parent.process.kill()
 
