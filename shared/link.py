@@ -62,6 +62,10 @@ class Link:
         await self._bring_up()
         self._keeper = asyncio.create_task(self._keep(), name=f"link {self._name}")
 
+    def begin(self) -> None:
+        """Do what `open` does in the background, where a first attempt that fails is one like any other."""
+        self._keeper = asyncio.create_task(self._open_and_keep(), name=f"link {self._name}")
+
     async def close(self) -> None:
         """Disconnect for good. May be called twice, and before `open`."""
         keeper, self._keeper = self._keeper, None
@@ -74,6 +78,11 @@ class Link:
         self._up.clear()
         await self._clear_away()
 
+    async def _open_and_keep(self) -> None:
+        if not await self._brought_up():
+            await self._reconnect()
+        await self._keep()
+
     async def _keep(self) -> None:
         while True:
             reason = await self._watch()
@@ -81,19 +90,23 @@ class Link:
             log.warning("link.lost", link=self._name, reason=reason)
             await self._clear_away()
             await self._reconnect()
-            log.info("link.restored", link=self._name)
 
     async def _reconnect(self) -> None:
         """Try until it works, more and more slowly, and not in step with other processes."""
         while True:
             await asyncio.sleep(self._pause_seconds * random.uniform(0.5, 1))
             self._pause_seconds = min(self._pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
-            try:
-                await self._bring_up()
-            except Exception as error:
-                log.warning("link.not_restored", link=self._name, reason=f"{type(error).__name__}: {error}")
-            else:
+            if await self._brought_up():
+                log.info("link.restored", link=self._name)
                 return
+
+    async def _brought_up(self) -> bool:
+        try:
+            await self._bring_up()
+        except Exception as error:
+            log.warning("link.not_restored", link=self._name, reason=f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     async def _bring_up(self) -> None:
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -29,6 +29,8 @@ DEAF_SECONDS = 6.0
 CONFIRM_SECONDS = 0.25
 """How long whoever wants to hear a channel waits for it: a join must be answered in time though Redis says nothing."""
 _RECONNECT_SECONDS = 0.5
+_PROTOCOL = 3
+"""RESP3, which Redis speaks since 6.0. With 2, watchers were not told everything after Redis had been away."""
 
 AWAY: Final = (RedisError, OSError, RuntimeError)
 """What redis-py raises where Redis is away; for right around what Redis is asked, since programming errors raise it as well.
@@ -105,9 +107,12 @@ async def open_redis(url: str) -> AsyncIterator[Redis]:
             socket_connect_timeout=2,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
+            protocol=_PROTOCOL,
         )
     except (TypeError, ValueError) as error:
         raise StartupFailed(f"ROLLCALL_REDIS_URL: an option is wrong: {error}") from error
+    if pool.connection_kwargs["protocol"] != _PROTOCOL:
+        raise StartupFailed(f"ROLLCALL_REDIS_URL: an option is wrong: protocol can only be {_PROTOCOL}")
     redis = Redis.from_pool(pool)
     try:
         try:

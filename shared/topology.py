@@ -4,6 +4,7 @@ Every process declares all of it each time it connects, so that nobody has to st
 exists can never be changed: a new wish is a new queue. Everything here works on RabbitMQ 3.10 to 4.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
@@ -28,6 +29,13 @@ COMMAND_KEYS: Final = {SESSION_COMMANDS: "session", ATTENDANCE_COMMANDS: "attend
 
 EXPRESS: Final = {queue: f"{queue}.express" for queue in COMMAND_KEYS}
 """The short way beside each queue of commands, past the disk (0026); where it cannot be had, it is done without."""
+
+EXPRESS_ARGUMENTS: Final[Mapping[str, "Argument"]] = {"x-queue-type": "classic"}
+"""Of each of these: no quorum queue, it lives on one node and is away with it."""
+
+EXPRESS_AGE_MS: Final = 60_000
+"""How long a message stays in one of these; every command in it is too late sooner. No queue of commands counts its
+deliveries here: without an end, one that kills whoever reads it would come back for ever."""
 
 WORK_QUEUES: Final = (SESSION_COMMANDS, ATTENDANCE_COMMANDS, SESSION_EVENTS, ATTENDANCE_EVENTS)
 """The queues that services empty; each has a parking place and a waiting room for retries."""
@@ -100,11 +108,6 @@ def _waiting_room(name: str) -> Queue:
             **_AT_LEAST_ONCE,
         },
     )
-
-
-def express_queue(queue: str) -> Queue:
-    """Describe the short way beside a queue of commands. It is no quorum queue: it lives on one node, and is away with it."""
-    return Queue(EXPRESS[queue], {"x-queue-type": "classic"})
 
 
 def _quorum(delivery_limit: int) -> dict[str, Argument]:

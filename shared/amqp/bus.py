@@ -8,6 +8,7 @@ import structlog
 from aio_pika.connection import make_url
 
 from shared import topology
+from shared.amqp.express import Express
 from shared.amqp.failures import quiet, reaching
 from shared.amqp.inbox import AmqpInbox, AnswerQueue, seniority
 from shared.amqp.lines import Incoming, Outgoing
@@ -43,6 +44,7 @@ class AmqpBus:
         self._url = make_url(url)
         self._outgoing = Outgoing(self._url)
         self._incoming = Incoming(self._url)
+        self._express = Express(self._url)
         self._commands = Coalescers(self._send_message)
         self._inboxes: dict[str, AmqpInbox] = {}
         self._priority = seniority(utc_now())
@@ -52,15 +54,16 @@ class AmqpBus:
     async def open(self) -> None:
         """Connect for the first time, both ways at once; see `open_amqp`."""
         with reaching(self._url):
-            both = self._outgoing.open(), self._incoming.open(declared_by_another=True)
+            both = self._outgoing.open(), self._incoming.open()
             # Both to their end, so that `close` finds what there is to close.
             for outcome in await asyncio.gather(*both, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
+        self._express.begin()
 
     @property
     def connected(self) -> bool:
-        """Whether both connections are there."""
+        """Whether both connections are there that it cannot do without."""
         return self._outgoing.up and self._incoming.up
 
     async def send(self, queue: str, command: bytes) -> None:
@@ -72,7 +75,7 @@ class AmqpBus:
         self._commands.to(queue).send_soon(command, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
-        if await self._outgoing.offer(queue, body):
+        if await self._express.offer(queue, body):
             return
         key = topology.COMMAND_KEYS.get(queue)
         exchange, key = (topology.COMMANDS, key) if key else ("", queue)
@@ -125,8 +128,9 @@ class AmqpBus:
         inbox = self._inboxes.get(queue)
         if inbox is None:
             inbox = self._inboxes[queue] = AmqpInbox(queue, self._outgoing, self._priority)
-            for inlet in inbox.inlets:
-                self._incoming.add(inlet)
+            self._incoming.add(inbox.inlet)
+            if inbox.express:
+                self._express.add(inbox.express)
         return inbox
 
     async def close(self) -> None:
@@ -135,4 +139,4 @@ class AmqpBus:
             return
         self._closed = True
         await self._commands.close()
-        await asyncio.gather(self._incoming.close(), self._outgoing.close())
+        await asyncio.gather(self._incoming.close(), self._outgoing.close(), self._express.close())

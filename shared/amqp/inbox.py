@@ -44,10 +44,10 @@ class AmqpInbox:
         """Of all replicas that can take more, the broker gives a message to the one of the highest priority."""
         self.queue = queue
         self.outgoing = outgoing
-        self.inlets = [Inlet(self, queue, priority)]
-        """What fills it: the queue, and the short way beside it where there is one."""
-        if express := topology.EXPRESS.get(queue):
-            self.inlets.append(Inlet(self, express, priority, express_of=queue))
+        self.inlet = Inlet(self, queue, priority)
+        express = topology.EXPRESS.get(queue)
+        self.express = Inlet(self, express, priority) if express else None
+        """What fills it besides: the short way beside the queue, where there is one."""
         self._arrived: deque[AmqpDelivery] = deque()
         self._arrival = asyncio.Event()
 
@@ -72,20 +72,20 @@ class AmqpInbox:
 
     async def stand_back(self, back: bool) -> None:
         """Consume with the lowest priority, or with one's own; on the next connection too."""
-        for inlet in self.inlets:
-            await inlet.stand_back(back)
+        inlets = (self.inlet, self.express) if self.express else (self.inlet,)
+        # Together, so that a node that does not answer for one does not hold up the other.
+        await asyncio.gather(*(inlet.stand_back(back) for inlet in inlets))
 
-    def forget(self) -> None:
-        """Drop what was not taken: the broker delivers it again."""
-        self._arrived.clear()
+    def forget(self, inlet: "Inlet") -> None:
+        """Drop what came by this inlet and was not taken: the broker delivers it again."""
+        self._arrived = deque(delivery for delivery in self._arrived if delivery.inlet is not inlet)
 
 
 class Inlet:
     """One queue that fills an inbox."""
 
-    def __init__(self, inbox: AmqpInbox, queue: str, priority: int, *, express_of: str | None = None) -> None:
+    def __init__(self, inbox: AmqpInbox, queue: str, priority: int) -> None:
         self.queue = queue
-        self.express_of = express_of
         self.inbox = inbox
         self._priority = priority
         self._back = False
@@ -95,10 +95,15 @@ class Inlet:
         self._unfinished = 0
 
     @property
+    def consumes(self) -> bool:
+        """Whether its queue is consumed."""
+        return self._channel is not None and not self._channel.is_closed
+
+    @property
     def idle(self) -> bool:
-        """Whether it is consumed, nothing has come since this was last asked, and nothing that came is unfinished."""
+        """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
         heard, self._heard = self._heard, False
-        return self._channel is not None and not heard and not self._unfinished
+        return not heard and not self._unfinished
 
     async def start(self, channel: RawChannel) -> None:
         """Begin to consume."""
@@ -135,7 +140,7 @@ class Inlet:
         """Forget what was not taken: the broker delivers it again."""
         self._channel = None
         self._unfinished = 0
-        self.inbox.forget()
+        self.inbox.forget(self)
 
     def finished(self) -> None:
         """Count a delivery of the present connection as acknowledged."""
@@ -145,11 +150,11 @@ class Inlet:
 class AmqpDelivery:
     """Implements `bus.Delivery`."""
 
-    __slots__ = ("_inlet", "_message", "body")
+    __slots__ = ("_message", "body", "inlet")
 
     def __init__(self, message: DeliveredMessage, inlet: Inlet) -> None:
         self._message = message
-        self._inlet = inlet
+        self.inlet = inlet
         self.body = message.body
 
     @property
@@ -179,9 +184,9 @@ class AmqpDelivery:
                 with own_cancellations():
                     await self._message.channel.basic_ack(tag, wait=False)
         except CONNECTION_EXCEPTIONS as error:
-            log.debug("bus.ack_lost", queue=self._inlet.queue, reason=reason(error))
+            log.debug("bus.ack_lost", queue=self.inlet.queue, reason=reason(error))
         if self.alive:
-            self._inlet.finished()
+            self.inlet.finished()
 
     async def retry(self) -> None:
         """Move the message to the queue's waiting room, and only then acknowledge it.
@@ -196,7 +201,7 @@ class AmqpDelivery:
             headers=headers,
             reply_to=self.reply_to,
         )
-        inbox = self._inlet.inbox
+        inbox = self.inlet.inbox
         waiting_room = topology.retry_queue(inbox.queue)
         try:
             await inbox.outgoing.publish("", waiting_room, self.body, copy, mandatory=True)
@@ -213,15 +218,20 @@ class AnswerQueue:
     def __init__(self, on_answers: Callable[[bytes], None]) -> None:
         self._on_answers = on_answers
         self._heard = False
+        self._channel: RawChannel | None = None
         self.queue = ""
-        self.express_of: str | None = None
         self.consuming = asyncio.Event()
 
     @property
+    def consumes(self) -> bool:
+        """Whether there is one, and it is consumed."""
+        return self._channel is not None and not self._channel.is_closed
+
+    @property
     def idle(self) -> bool:
-        """Whether it is consumed, and nothing has come since this was last asked."""
+        """Whether nothing has come since this was last asked."""
         heard, self._heard = self._heard, False
-        return self.consuming.is_set() and not heard
+        return not heard
 
     async def start(self, channel: RawChannel) -> None:
         """Make a queue of a fresh name and consume it."""
@@ -229,10 +239,12 @@ class AnswerQueue:
         await channel.queue_declare(queue, exclusive=True, auto_delete=True)
         await channel.basic_consume(queue, self._receive, no_ack=True)
         self.queue = queue
+        self._channel = channel
         self.consuming.set()
 
     def stop(self) -> None:
         """Note that there is none on any connection now; its name is kept as the last there was."""
+        self._channel = None
         self.consuming.clear()
 
     async def _receive(self, message: DeliveredMessage) -> None:

@@ -25,12 +25,14 @@ def message_properties(
     reply_to: ReplyTo | None = None,
     delivery_mode: int = _PERSISTENT,
     timestamp: datetime | None = None,
+    expires_after_ms: int | None = None,
 ) -> Basic.Properties:
     """Describe a message. aiormq adds a fresh message_id, and knows returned messages by it: leave that alone."""
     return Basic.Properties(
         content_type=content_type,
         delivery_mode=delivery_mode,
         timestamp=timestamp,
+        expiration=None if expires_after_ms is None else str(expires_after_ms),
         headers=dict(headers) if headers else None,
         message_type=kind,
         reply_to=reply_to.queue if reply_to else None,

@@ -42,8 +42,19 @@ async def sent(bus: Bus, queue: str, command: bytes) -> None:
 
 async def consuming(*replicas: AmqpBus) -> None:
     """Wait until the broker has said to each of these that it consumes the attendance commands."""
-    inlets = [inlet for replica in replicas for inlet in replica.inbox(ATTENDANCE_COMMANDS).inlets]
-    await eventually(lambda: all(inlet._tag for inlet in inlets))
+    inboxes = [replica.inbox(ATTENDANCE_COMMANDS) for replica in replicas]
+    inlets = [inlet for inbox in inboxes for inlet in (inbox.inlet, inbox.express) if inlet]
+    await eventually(lambda: all(inlet.consumes for inlet in inlets))
+
+
+async def takes_the_short_way(sender: AmqpBus) -> None:
+    """Wait until the attendance commands of this bus do, without sending any."""
+    express = topology.EXPRESS[ATTENDANCE_COMMANDS]
+    sender._express._asked_for.add(express)
+    async with asyncio.timeout(30):
+        while express not in sender._express._consumed:
+            sender._express._look_again(express)
+            await asyncio.sleep(0.005)
 
 
 async def take(bus: Bus, queue: str, number: int, seconds: float = 30) -> list[Delivery]:

@@ -31,7 +31,7 @@ from shared.errors import StartupFailed, Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, Actor, ReadRoll, encode
 from shared.outbox import OutboxRow
 from shared.worker import Outcome, Worker, working
-from tests.contract.bus_talk import STARTED, Begin, consuming, empty, events, eventually, sent, take
+from tests.contract.bus_talk import STARTED, Begin, consuming, empty, events, eventually, sent, take, takes_the_short_way
 from tests.proxy import Proxy
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
@@ -331,7 +331,7 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str) -> None:
             await delivery.ack()
         (last,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         await last.ack()
-        assert not any(inlet._unfinished for inlet in inbox.inlets)
+        assert not inbox.inlet._unfinished
 
 
 @pytest.mark.parametrize("express", [True, False])
@@ -343,9 +343,9 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
     async with open_amqp(url) as sender, open_amqp(url) as one, open_amqp(url) as other:
         await consuming(one, other)
         if express:
-            await sender._outgoing._look_for_express()
+            await takes_the_short_way(sender)
         else:
-            monkeypatch.setattr(sender._outgoing, "_look_again", lambda: None)
+            monkeypatch.setattr(sender._express, "_look_again", lambda express: None)
         for number in range(2 * PREFETCH):
             await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
 
@@ -388,7 +388,7 @@ async def test_a_replica_whose_server_is_away_leaves_the_work_to_another(url: st
         [(preferred, _)] = handled
         sick.add(preferred)
         await ask("held")
-        await eventually(lambda: all(inlet._back for inlet in replicas[preferred].inbox(ATTENDANCE_COMMANDS).inlets))
+        await eventually(lambda: replicas[preferred].inbox(ATTENDANCE_COMMANDS).inlet._back)
         for number in range(20):
             await ask(f"{number}")
         await eventually(lambda: len(handled) >= 21)

@@ -65,7 +65,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self._due: list[WebSocket] = []
+        self._due: deque[WebSocket] = deque()
         self._crowd: deque[WebSocket] = deque()
         self._under_way = False
 
@@ -77,15 +77,17 @@ class Writes:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        due, self._due = self._due, []
-        for websocket in due:
-            websocket.flush()
-        crowd = self._crowd
-        for _ in range(min(len(crowd), AT_ONCE)):
-            crowd.popleft().flush()
-        self._under_way = bool(crowd)
-        if crowd:
-            asyncio.get_running_loop().call_soon(self._flush)
+        due, crowd = self._due, self._crowd
+        try:
+            while due:
+                due.popleft().flush()
+            for _ in range(min(len(crowd), AT_ONCE)):
+                crowd.popleft().flush()
+        finally:
+            # Whatever went wrong with one of them, the others are written to.
+            self._under_way = bool(due or crowd)
+            if self._under_way:
+                asyncio.get_running_loop().call_soon(self._flush)
 
 
 class WebSocket(asyncio.Protocol):

@@ -1,0 +1,124 @@
+"""The short way of commands beside each of their queues, past the broker's disk (docs/decisions/0026).
+
+It is a way more, and never the only one: it lives on one node of the broker, and whatever that does, dies or freezes or
+refuses, costs a command `OFFER_SECONDS` at most. So it has a connection of its own, on which anything may hang.
+"""
+
+import asyncio
+from time import monotonic
+from typing import Final
+
+import structlog
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed, DeliveryError
+from aiormq.abc import AbstractChannel as RawChannel
+from yarl import URL
+
+from shared import topology
+from shared.amqp.failures import own_cancellations, reason
+from shared.amqp.lines import Consumer, Consuming
+from shared.amqp.properties import TRANSIENT, message_properties
+
+log = structlog.get_logger()
+
+OFFER_SECONDS: Final = 0.5
+"""How long a command waits for a confirm here before it takes the long way."""
+_LOOK_AGAIN_SECONDS = 0.5
+
+
+class Express(Consuming):
+    """The connection of the short way: a gateway sends by it, a service consumes it."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(url, "express")
+        self._confirmed: RawChannel | None = None
+        self._asked_for: set[str] = set()
+        self._consumed: set[str] = set()
+        self._refused: set[str] = set()
+        """What could not be had when it was last asked for: that is said once."""
+        self._looked_at = -_LOOK_AGAIN_SECONDS
+
+    def begin(self) -> None:
+        """Connect in the background: nobody waits for this line."""
+        self._link.begin()
+
+    def takes(self, queue: str) -> bool:
+        """Whether the short way beside a queue was consumed when it was last looked at, and has sent nothing back since."""
+        return topology.EXPRESS.get(queue) in self._consumed
+
+    async def offer(self, queue: str, body: bytes) -> bool:
+        """Publish commands for a queue, if somebody is known to consume them here; say whether the broker has them for sure."""
+        express = topology.EXPRESS.get(queue)
+        if express is None:
+            return False
+        if express not in self._consumed:
+            self._asked_for.add(express)
+            self._look_again(express)
+            return False
+        assert self._confirmed is not None
+        properties = message_properties(delivery_mode=TRANSIENT, expires_after_ms=topology.EXPRESS_AGE_MS)
+        try:
+            async with asyncio.timeout(OFFER_SECONDS):
+                with own_cancellations():
+                    await self._confirmed.basic_publish(body, routing_key=express, properties=properties, mandatory=True)
+        except DeliveryError:
+            self._consumed.discard(express)
+        except TimeoutError:
+            self._consumed.clear()
+            self.lose(f"nothing is confirmed within {OFFER_SECONDS:g} s")
+        except CONNECTION_EXCEPTIONS:
+            # Whoever keeps the connection knows.
+            self._consumed.clear()
+        else:
+            return True
+        return False
+
+    async def _set_up(self) -> None:
+        self._confirmed = await self.channel(confirms=True)
+        for express in self._asked_for:
+            await self._look(express)
+        await super()._set_up()
+
+    def _torn_down(self) -> None:
+        super()._torn_down()
+        self._confirmed = None
+        self._consumed.clear()
+
+    async def _probe(self) -> None:
+        with own_cancellations():
+            for express in self._asked_for:
+                await self._look(express)
+            await self._start_missing()
+        await super()._probe()
+
+    async def _start(self, consumer: Consumer) -> None:
+        if await self._consumers_of(consumer.queue) is not None:
+            await super()._start(consumer)
+
+    def _look_again(self, express: str) -> None:
+        now = monotonic()
+        if self.up and not self._doing and express not in self._refused and now >= self._looked_at + _LOOK_AGAIN_SECONDS:
+            self._looked_at = now
+            self._begin(self._look(express), "looking")
+
+    async def _look(self, express: str) -> None:
+        if await self._consumers_of(express):
+            self._consumed.add(express)
+        else:
+            self._consumed.discard(express)
+
+    async def _consumers_of(self, express: str) -> int | None:
+        """Declare a queue, and tell how many consume it; None where it cannot be had, ConnectionError where nothing can."""
+        if self._connection is None:
+            raise ConnectionError("no connection")
+        try:
+            # On a channel of its own, which a refusal closes.
+            async with self._connection.channel() as channel:
+                raw = await channel.get_underlay_channel()
+                declared = await raw.queue_declare(express, durable=True, arguments=dict(topology.EXPRESS_ARGUMENTS))
+        except ChannelClosed as error:
+            if express not in self._refused:
+                self._refused.add(express)
+                log.warning("bus.no_express", queue=express, reason=reason(error))
+            return None
+        self._refused.discard(express)
+        return declared.consumer_count
