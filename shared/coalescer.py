@@ -44,7 +44,7 @@ def grouped(answers: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]
 
 
 Settled = Callable[[str | None], None]
-"""Hears what became of a command: None when its message is safe, else why it may not have arrived."""
+"""Hears what became of a command: None when the broker has its message, else why it may not."""
 
 
 class _Pending(Struct):
@@ -57,7 +57,7 @@ class _Pending(Struct):
 class Coalescer:
     """Sends the commands of one queue: at once while nothing is unconfirmed, else together when the way is free.
 
-    `publish` sends one message and returns when it is safe; it bounds its own time and raises Unavailable. It runs in a
+    `publish` sends one message and returns when the broker has it; it bounds its own time and raises Unavailable. It runs in a
     task of the coalescer's own, so that a sender who gives up takes nobody else's command along.
     """
 
@@ -70,7 +70,7 @@ class Coalescer:
         self._closed = closed
 
     async def send(self, command: bytes) -> None:
-        """Send one command; return when its message is safe. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
+        """Send one command; return when the broker has its message. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pending = self.send_soon(command, partial(_end, sent))
         try:

@@ -75,9 +75,11 @@ async def empty(url: str) -> None:
     """Take away what earlier tests left on a RabbitMQ; their buses are closed."""
     async with open_amqp(url), await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for name in (*(queue.name for queue in topology.QUEUES), *topology.EXPRESS.values()):
-            if name != topology.STREAM:
-                await (await channel.get_queue(name, ensure=False)).purge()
+        for queue in topology.QUEUES:
+            if queue.name != topology.STREAM:
+                await (await channel.get_queue(queue.name, ensure=False)).purge()
+        for express in topology.EXPRESS.values():
+            await channel.queue_delete(express)
 
 
 async def told(sending: "asyncio.Task[None]") -> None:

@@ -52,6 +52,8 @@ def mistakes() -> Iterator[Mistake]:
             yield Mistake(module, setting, f"{scheme}://localhost:port/", f"must be a URL like {scheme}://")
             yield Mistake(module, setting, f"{scheme}://user:hush@127.0.0.1:{{{REFUSING}}}/x", "cannot")
             yield Mistake(module, setting, f"{scheme}://user:hush@127.0.0.1:{{{SILENT}}}/x", "cannot")
+        yield Mistake(module, REDIS, "redis://127.0.0.1/?protocol=2", "an option is wrong: protocol can only be 3")
+        yield Mistake(module, REDIS, "redis://127.0.0.1/?protocol=new", "an option is wrong")
         if module == GATEWAY:
             yield Mistake(module, JWT, None, "is not set, and neither is ROLLCALL_JWT_JWKS_URL")
             yield Mistake(module, PROXIES, "nginx", "must be networks like 10.0.0.0/8")

@@ -156,6 +156,33 @@ async def test_one_that_cannot_be_written_to_holds_up_no_other(listener: Listene
     assert (cut.ended, well.written) == (["aborted"], [b"x"])
 
 
+async def test_a_defect_in_one_write_silences_no_other(listener: Listener) -> None:
+    """The loop logs it, as it does whatever else a callback raises."""
+
+    class Broken(Transport):
+        def write(self, data: bytes) -> None:
+            raise AssertionError("a defect")
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    writes = Writes()
+    broken: Any = Broken()
+    others: list[Any] = [Transport() for _ in range(4)]
+    crowd = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in (others[0], broken, *others[1:3])]
+    for websocket in crowd[:2]:
+        websocket.write(b"answer")
+    for websocket in crowd[2:]:
+        websocket.write(b"progress", in_crowd=True)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [str(error) for error in told] == ["a defect"]
+    assert [each.written for each in others[:3]] == [[b"answer"], [b"progress"], [b"progress"]]
+
+    WebSocket(others[3], listener, Departures(), writes, max_bytes=MAX_BYTES).write(b"later")
+    await asyncio.sleep(0)
+    assert others[3].written == [b"later"]
+
+
 async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener) -> None:
     """A part of it leaves in each turn, behind what others get; and before what one of the crowd is told afterwards."""
     writes = Writes()
