@@ -1,7 +1,7 @@
 """The short way of commands beside each of their queues, past the broker's disk (docs/decisions/0026).
 
-It is a way more, and never the only one: it lives on one node of the broker, and whatever that does, dies or freezes or
-refuses, costs a command `OFFER_SECONDS` at most. So it has a connection of its own, on which anything may hang.
+It is a way more, and never the only one: it lives on one node of the broker, and where that freezes, one message fails, after
+`OFFER_SECONDS`. So it has a connection of its own, on which anything may hang.
 """
 
 import asyncio
@@ -17,11 +17,12 @@ from shared import topology
 from shared.amqp.failures import own_cancellations, reason
 from shared.amqp.lines import Consumer, Consuming
 from shared.amqp.properties import TRANSIENT, message_properties
+from shared.errors import Unavailable
 
 log = structlog.get_logger()
 
-OFFER_SECONDS: Final = 0.5
-"""How long a command waits for a confirm here before it takes the long way."""
+OFFER_SECONDS: Final = 1.0
+"""How long a confirm is waited for here."""
 _LOOK_AGAIN_SECONDS = 0.5
 
 
@@ -41,12 +42,11 @@ class Express(Consuming):
         """Connect in the background: nobody waits for this line."""
         self._link.begin()
 
-    def takes(self, queue: str) -> bool:
-        """Whether the short way beside a queue was consumed when it was last looked at, and has sent nothing back since."""
-        return topology.EXPRESS.get(queue) in self._consumed
-
     async def offer(self, queue: str, body: bytes) -> bool:
-        """Publish commands for a queue, if somebody is known to consume them here; say whether the broker has them for sure."""
+        """Publish commands for a queue, if somebody is known to consume them here; say whether the broker has them.
+
+        Raises Unavailable when that is not known within `OFFER_SECONDS`: they may be done, so they are not sent once more.
+        """
         express = topology.EXPRESS.get(queue)
         if express is None:
             return False
@@ -62,15 +62,14 @@ class Express(Consuming):
                     await self._confirmed.basic_publish(body, routing_key=express, properties=properties, mandatory=True)
         except DeliveryError:
             self._consumed.discard(express)
-        except TimeoutError:
+            return False
+        except TimeoutError as error:
             self._consumed.clear()
-            self.lose(f"nothing is confirmed within {OFFER_SECONDS:g} s")
-        except CONNECTION_EXCEPTIONS:
-            # Whoever keeps the connection knows.
-            self._consumed.clear()
-        else:
-            return True
-        return False
+            self.lose("nothing is confirmed")
+            raise Unavailable(f"the broker did not confirm within {OFFER_SECONDS:g} s") from error
+        except CONNECTION_EXCEPTIONS as error:
+            raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
+        return True
 
     async def _set_up(self) -> None:
         self._confirmed = await self.channel(confirms=True)
