@@ -318,6 +318,11 @@ def test_a_port_that_was_taken_meanwhile_is_given_up(
             start(tmp_path / "data", port=taken)
 
 
+def test_no_port_is_given_to_two_who_have_not_begun_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "PORTS", launcher.PORTS[:100])
+    assert len({launcher.free_port() for _ in range(50)}) == 50
+
+
 def test_valkey_keeps_nothing(tmp_path: Path) -> None:
     with running(start_valkey(tmp_path / "valkey")) as server, Redis.from_url(server.url) as valkey:
         valkey.set("key", "value")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ POLL_SECONDS = 0.01
 PORT_TRIES = 5
 # Two runs that were given one seed must not choose the same ports.
 _dice = random.SystemRandom()
+_given = deque[int](maxlen=1000)
 
 
 class ServerFailed(Exception):
@@ -162,9 +164,11 @@ def on_a_port(port: int | None, start: Callable[[int], Server]) -> Server:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1, one of PORTS, on which nobody listens at this moment."""
+    """A port of 127.0.0.1, one of PORTS, on which nobody listens at this moment, nor will whoever asked here before."""
     while True:
         port = _dice.choice(PORTS)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -172,6 +176,7 @@ def free_port() -> int:
                 if error.errno != errno.EADDRINUSE:
                     raise
             else:
+                _given.append(port)
                 return port
 
 
