@@ -9,8 +9,9 @@ import pytest
 from tests.conftest import NewDatabase
 from tests.rabbitmq import RabbitMQ
 from tests.system.rig import OUR_FAULT, Process, Rig, running_in_one, running_separately, token
+from tests.system.scene import Scene, a_scene
 from tests.system.surroundings import AS_ROOT, Surroundings, ordinary_user, refused_namespaces
-from tests.system.talk import a_lecture, an_admin, calling
+from tests.system.talk import Payload, a_lecture, an_admin, calling
 
 LOGGED_BYTES = 8 * 1024
 """What an attack may make a gateway log."""
@@ -70,3 +71,28 @@ async def gateway(cluster: Rig) -> AsyncIterator[Process]:
         async with calling(cluster.gateways[0], token(lecture.students[0], "student")) as student, asyncio.timeout(30):
             while not (await student.ask("joinAttendanceSession", lecture.about))["ok"]:
                 pass
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[int, tuple[Scene, dict[str, Payload]]]:
+    """The scenes set so far, one for each rig, and how each looked last."""
+    return {}
+
+
+@pytest.fixture
+async def scene(rig: Rig, scenes: dict[int, tuple[Scene, dict[str, Payload]]]) -> AsyncIterator[Scene]:
+    """The scene on this rig. After the test it must be as before, and nobody may have logged a fault of ours."""
+    if id(rig) not in scenes:
+        new = await a_scene(rig)
+        scenes[id(rig)] = new, await new.seen()
+    scene, before = scenes[id(rig)]
+    logged = {name: process.log.stat().st_size for name, process in rig.processes.items()}
+
+    yield scene
+
+    after = await scene.seen()
+    scenes[id(rig)] = scene, after
+    assert after == before
+    for name, process in rig.processes.items():
+        lines = process.log.read_bytes()[logged.get(name, 0) :].decode()
+        assert not OUR_FAULT.search(lines), f"{name}: {lines}"
