@@ -1,7 +1,7 @@
 """The short way of commands beside each of their queues, past the broker's disk (docs/decisions/0026).
 
-It is a way more, and never the only one: it lives on one node of the broker, and where that freezes, one message fails, after
-`OFFER_SECONDS`. So it has a connection of its own, on which anything may hang.
+It is a way more, and never the only one: it lives on one node of the broker, and where that freezes, one message for each queue
+fails, after `OFFER_SECONDS`. So it has a connection of its own, on which anything may hang.
 """
 
 import asyncio
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 OFFER_SECONDS: Final = 1.0
 """How long a confirm is waited for here."""
 _LOOK_AGAIN_SECONDS = 0.5
+_SHORTEST_REST_SECONDS = 1.0
+_LONGEST_REST_SECONDS = 30.0
 
 
 class Express(Consuming):
@@ -37,6 +39,9 @@ class Express(Consuming):
         self._refused: set[str] = set()
         """What could not be had when it was last asked for: that is said once."""
         self._looked_at = -_LOOK_AGAIN_SECONDS
+        self._rest_seconds = _SHORTEST_REST_SECONDS
+        """For how long it is not used where it confirms nothing: a broker may answer looks, and take no message."""
+        self._rests_until = 0.0
 
     def begin(self) -> None:
         """Connect in the background: nobody waits for this line."""
@@ -54,7 +59,9 @@ class Express(Consuming):
             self._asked_for.add(express)
             self._look_again(express)
             return False
-        assert self._confirmed is not None
+        if self._confirmed is None or self._confirmed.is_closed:
+            return False
+        lose = self.lose
         properties = message_properties(delivery_mode=TRANSIENT, expires_after_ms=topology.EXPRESS_AGE_MS)
         try:
             async with asyncio.timeout(OFFER_SECONDS):
@@ -64,17 +71,22 @@ class Express(Consuming):
             self._consumed.discard(express)
             return False
         except TimeoutError as error:
-            self._consumed.clear()
-            self.lose("nothing is confirmed")
+            self._rest()
+            lose("nothing is confirmed")
             raise Unavailable(f"the broker did not confirm within {OFFER_SECONDS:g} s") from error
         except CONNECTION_EXCEPTIONS as error:
             raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
+        self._rest_seconds = _SHORTEST_REST_SECONDS
         return True
+
+    def _rest(self) -> None:
+        self._consumed.clear()
+        self._rests_until = monotonic() + self._rest_seconds
+        self._rest_seconds = min(2 * self._rest_seconds, _LONGEST_REST_SECONDS)
 
     async def _set_up(self) -> None:
         self._confirmed = await self.channel(confirms=True)
-        for express in self._asked_for:
-            await self._look(express)
+        await self._look_at_all()
         await super()._set_up()
 
     def _torn_down(self) -> None:
@@ -84,8 +96,7 @@ class Express(Consuming):
 
     async def _probe(self) -> None:
         with own_cancellations():
-            for express in self._asked_for:
-                await self._look(express)
+            await self._look_at_all()
             await self._start_missing()
         await super()._probe()
 
@@ -99,8 +110,13 @@ class Express(Consuming):
             self._looked_at = now
             self._begin(self._look(express), "looking")
 
+    async def _look_at_all(self) -> None:
+        # Somebody may ask for another meanwhile.
+        for express in tuple(self._asked_for):
+            await self._look(express)
+
     async def _look(self, express: str) -> None:
-        if await self._consumers_of(express):
+        if await self._consumers_of(express) and monotonic() >= self._rests_until:
             self._consumed.add(express)
         else:
             self._consumed.discard(express)
@@ -111,7 +127,7 @@ class Express(Consuming):
             raise ConnectionError("no connection")
         try:
             # On a channel of its own, which a refusal closes.
-            async with self._connection.channel() as channel:
+            async with self._connection.channel(publisher_confirms=False) as channel:
                 raw = await channel.get_underlay_channel()
                 declared = await raw.queue_declare(express, durable=True, arguments=dict(topology.EXPRESS_ARGUMENTS))
         except ChannelClosed as error:

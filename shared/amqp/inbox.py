@@ -97,7 +97,7 @@ class Inlet:
     @property
     def consumes(self) -> bool:
         """Whether its queue is consumed."""
-        return self._channel is not None and not self._channel.is_closed
+        return bool(self._tag) and self._channel is not None and not self._channel.is_closed
 
     @property
     def idle(self) -> bool:
@@ -108,8 +108,9 @@ class Inlet:
     async def start(self, channel: RawChannel) -> None:
         """Begin to consume."""
         await channel.basic_qos(prefetch_count=PREFETCH)
-        await self._consume(channel)
+        # First, because messages may come before the broker has said that they will.
         self._channel = channel
+        await self._consume(channel)
 
     async def _consume(self, channel: RawChannel) -> None:
         priority = 0 if self._back else self._priority
@@ -117,6 +118,8 @@ class Inlet:
         self._tag = consuming.consumer_tag or ""
 
     async def _receive(self, message: DeliveredMessage) -> None:
+        if message.channel is not self._channel:
+            return  # from a connection that is lost: the broker delivers it again
         self._heard = True
         self._unfinished += 1
         self.inbox.arrive(AmqpDelivery(message, self))
@@ -125,7 +128,7 @@ class Inlet:
         """See `AmqpInbox.stand_back`."""
         channel, changed = self._channel, back is not self._back
         self._back = back
-        if channel is None or not changed:
+        if channel is None or not self._tag or not changed:
             return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
@@ -133,18 +136,20 @@ class Inlet:
                     await channel.basic_cancel(self._tag)
                     await self._consume(channel)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            # The next connection consumes anew; so does this one, once the probe finds that nothing comes.
+            # The library closes the channel of a call that was given up, so the connection is lost, and the next consumes anew.
             log.warning("bus.consumer_lost", queue=self.queue, reason=reason(error))
 
     def stop(self) -> None:
         """Forget what was not taken: the broker delivers it again."""
         self._channel = None
+        self._tag = ""
         self._unfinished = 0
         self.inbox.forget(self)
 
-    def finished(self) -> None:
-        """Count a delivery of the present connection as acknowledged."""
-        self._unfinished -= 1
+    def finished(self, message: DeliveredMessage) -> None:
+        """Count a delivery as acknowledged, if it is of the present connection."""
+        if message.channel is self._channel:
+            self._unfinished -= 1
 
 
 class AmqpDelivery:
@@ -185,8 +190,7 @@ class AmqpDelivery:
                     await self._message.channel.basic_ack(tag, wait=False)
         except CONNECTION_EXCEPTIONS as error:
             log.debug("bus.ack_lost", queue=self.inlet.queue, reason=reason(error))
-        if self.alive:
-            self.inlet.finished()
+        self.inlet.finished(self._message)
 
     async def retry(self) -> None:
         """Move the message to the queue's waiting room, and only then acknowledge it.

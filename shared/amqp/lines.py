@@ -1,8 +1,8 @@
 """The connections, each kept up by a link: one publishes, another consumes. They move bytes and know no message.
 
-Two, because a broker short of memory stops reading from whoever publishes; the short way (`express.py`) has a third. The
-topology is declared anew on each of the two. aio_pika makes connections and channels; messages go through its underlying
-aiormq channel, which halves the tasks and spares a third of the CPU of each.
+Two, because a broker short of memory stops reading from whoever publishes; the short way (`express.py`) has a third. Each
+of the two declares the topology when it is made anew. aio_pika makes connections and channels; messages go through its
+underlying aiormq channel, which halves the tasks and spares a third of the CPU of each.
 """
 
 import asyncio

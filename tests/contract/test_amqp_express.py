@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 
 import aio_pika
 import pytest
@@ -16,11 +17,12 @@ from structlog.testing import capture_logs
 
 from rollcall.launcher import kill
 from shared import link, topology
+from shared.amqp import express, lines
 from shared.amqp.bus import AmqpBus, open_amqp
 from shared.amqp.inbox import AmqpDelivery
 from shared.bus import Delivery
 from shared.errors import Unavailable
-from shared.messages import ATTENDANCE_COMMANDS
+from shared.messages import ATTENDANCE_COMMANDS, SESSION_COMMANDS
 from tests.contract.bus_talk import consuming, eventually, sent, take, takes_the_short_way
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
@@ -163,22 +165,24 @@ async def test_what_it_refuses_takes_the_long_way(cluster: Cluster, urls: list[s
             await takes_the_short_way(bus)
         policy = '{"max-length": 1, "overflow": "reject-publish"}'
         cluster.nodes[0].control("set_policy", "-p", host, "full", r"express$", policy, "--apply-to", "queues")
-        for command in (b"1", b"2"):
-            await bus.send(ATTENDANCE_COMMANDS, command)
+        # A policy is in force a moment after it was set.
+        number = 0
+        async with asyncio.timeout(30):
+            while EXPRESS in bus._express._consumed:
+                await bus.send(ATTENDANCE_COMMANDS, b"%d" % (number := number + 1))
 
         channel = await admin.channel()
-        short, long = [
-            await (await channel.get_queue(queue)).get(no_ack=True, timeout=30) for queue in (EXPRESS, ATTENDANCE_COMMANDS)
-        ]
-        assert (short.body, long.body) == (b"[1]", b"[2]")
+        short, long = [await (await channel.get_queue(queue)).get(no_ack=True) for queue in (EXPRESS, ATTENDANCE_COMMANDS)]
+        assert (short.body, long.body) == (b"[1]", b"[%d]" % number)
         assert short.expiration == topology.EXPRESS_AGE_MS / 1000
 
 
 @pytest.mark.usefixtures("patient")
 async def test_a_broker_that_goes_on_refusing_costs_one_connection_and_not_one_each_time(
-    cluster: Cluster, urls: list[str]
+    cluster: Cluster, urls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what RabbitMQ 3.10 refuses by mistake is mended by another connection."""
+    monkeypatch.setattr(lines, "_RENEW_SECONDS", 60)
     policy = '{"max-length": 1, "overflow": "reject-publish"}'
     host = urls[0].rpartition("/")[2]
     async with open_amqp(urls[0]) as bus:
@@ -192,6 +196,35 @@ async def test_a_broker_that_goes_on_refusing_costs_one_connection_and_not_one_e
                     except Unavailable:
                         refused += 1
         assert [entry["link"] for entry in logs if entry["event"] == "link.lost"] == ["amqp publishing"]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_who_begins_to_send_to_another_queue_while_it_is_looked_for_disturbs_nobody(urls: list[str]) -> None:
+    async with open_amqp(urls[0]) as bus, open_amqp(urls[1]) as service:
+        await consuming(service)
+        await takes_the_short_way(bus)
+        looking = asyncio.create_task(bus._express._look_at_all())
+        await asyncio.sleep(0)
+        assert not await bus._express.offer(SESSION_COMMANDS, b"[]")
+
+        await looking
+        assert await way_of(bus, service, b"1") == "short"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests(cluster: Cluster, urls: list[str]) -> None:
+    """As under a memory alarm, only that the long way has none: it is not tried again as soon as it is seen."""
+    async with open_amqp(urls[0]) as bus, open_amqp(urls[1]) as service:
+        await consuming(service)
+        await takes_the_short_way(bus)
+        bus._express._rest()
+        rests_until = bus._express._rests_until
+        while monotonic() < rests_until:
+            assert await way_of(bus, service, b"%f" % monotonic()) == "long"
+
+        await takes_the_short_way(bus)
+        assert await way_of(bus, service, b"1") == "short"
+        assert bus._express._rest_seconds == express._SHORTEST_REST_SECONDS
 
 
 @pytest.mark.usefixtures("impatient")

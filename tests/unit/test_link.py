@@ -17,12 +17,17 @@ class Connection:
         self.refusals = 0
         self.made = 0
         self.cleared = 0
+        self.hanging: asyncio.Event | None = None
+        """Where it is set an attempt hangs for ever, and says here that it does."""
         self.lose: Lose = lambda reason: None
 
     async def connect(self, lose: Lose) -> None:
         if self.refusals:
             self.refusals -= 1
             raise ConnectionRefusedError("nobody is there")
+        if self.hanging:
+            self.hanging.set()
+            await asyncio.Event().wait()
         self.made += 1
         self.lose = lose
 
@@ -36,6 +41,7 @@ class Connection:
 @pytest.fixture
 def connection(monkeypatch: pytest.MonkeyPatch) -> Connection:
     monkeypatch.setattr(link, "_SHORTEST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(link, "_LONGEST_PAUSE_SECONDS", 0.005)
     return Connection()
 
 
@@ -84,10 +90,24 @@ async def test_a_loss_is_mended_however_the_link_was_begun(kept: Link, connectio
     assert connection.cleared == 1
 
 
-async def test_one_that_is_closed_before_it_is_up_never_is(kept: Link, connection: Connection) -> None:
+async def test_one_that_is_closed_while_it_tries_tries_no_more(kept: Link, connection: Connection) -> None:
     connection.refusals = 1_000_000
     kept.begin()
+    async with asyncio.timeout(10):
+        while connection.cleared < 3:  # noqa: ASYNC110 - the link tells nobody
+            await asyncio.sleep(0.001)
     await kept.close()
-    connection.refusals = 0
-    await asyncio.sleep(0)
+    left = connection.refusals
+    # Many times as long as it paused between two attempts.
+    await asyncio.sleep(0.1)
+    assert (kept.up, connection.refusals) == (False, left)
+
+
+async def test_one_that_is_closed_in_the_middle_of_an_attempt_clears_it_away(kept: Link, connection: Connection) -> None:
+    connection.hanging = asyncio.Event()
+    kept.begin()
+    async with asyncio.timeout(10):
+        await connection.hanging.wait()
+        await kept.close()
     assert (kept.up, connection.made) == (False, 0)
+    assert connection.cleared >= 1

@@ -167,20 +167,22 @@ async def test_a_defect_in_one_write_silences_no_other(listener: Listener) -> No
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     writes = Writes()
     broken: Any = Broken()
-    others: list[Any] = [Transport() for _ in range(4)]
-    crowd = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in (others[0], broken, *others[1:3])]
-    for websocket in crowd[:2]:
+    well: list[Any] = [Transport() for _ in range(5)]
+    first, second, *crowd, later = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in well]
+    faulty = WebSocket(broken, listener, Departures(), writes, max_bytes=MAX_BYTES)
+    for websocket in (first, faulty, second):
         websocket.write(b"answer")
-    for websocket in crowd[2:]:
+    for websocket in crowd:
         websocket.write(b"progress", in_crowd=True)
     for _ in range(3):
         await asyncio.sleep(0)
     assert [str(error) for error in told] == ["a defect"]
-    assert [each.written for each in others[:3]] == [[b"answer"], [b"progress"], [b"progress"]]
+    assert [each.written for each in well] == [[b"answer"], [b"answer"], [b"progress"], [b"progress"], []]
+    assert broken.ended == ["aborted"], "what it was to get is missing"
 
-    WebSocket(others[3], listener, Departures(), writes, max_bytes=MAX_BYTES).write(b"later")
+    later.write(b"later")
     await asyncio.sleep(0)
-    assert others[3].written == [b"later"]
+    assert well[-1].written == [b"later"]
 
 
 async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener) -> None:

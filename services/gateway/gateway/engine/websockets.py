@@ -154,6 +154,10 @@ class WebSocket(asyncio.Protocol):
             except (OSError, RuntimeError):
                 # uvloop's for a connection that was cut in this very turn; others are to be written to all the same.
                 self.transport.abort()
+            except Exception:
+                # What was to be written is missing: better no connection than one with a hole.
+                self.transport.abort()
+                raise
 
     def close(self) -> None:
         """Say goodbye and read on only for the client's own; a second time does nothing."""
