@@ -219,7 +219,8 @@ async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests(cluster:
         await takes_the_short_way(bus)
         bus._express._rest()
         rests_until = bus._express._rests_until
-        while monotonic() < rests_until:
+        # Not to the very end: what is sent there may leave a moment later.
+        while monotonic() < rests_until - 0.3:
             assert await way_of(bus, service, b"%f" % monotonic()) == "long"
 
         await takes_the_short_way(bus)
