@@ -1,7 +1,7 @@
 """What exists on the broker, as data: exchanges, queues with their arguments, bindings. No I/O and no library here.
 
-Every process declares all of it each time it connects, so that nobody has to start first; the short ways, who sends or
-consumes there. The arguments of a queue that
+Every process declares all of it but the short ways each time it connects, so that nobody has to start first; those are
+declared by whoever sends or consumes there. The arguments of a queue that
 exists can never be changed: a new wish is a new queue. Everything here works on RabbitMQ 3.10 to 4.
 """
 

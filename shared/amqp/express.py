@@ -80,6 +80,9 @@ class Express(Consuming):
         return True
 
     def _rest(self) -> None:
+        """Leave it unused for a while. What the other queue's commands find out at the same time counts no further."""
+        if monotonic() < self._rests_until:
+            return
         self._consumed.clear()
         self._rests_until = monotonic() + self._rest_seconds
         self._rest_seconds = min(2 * self._rest_seconds, _LONGEST_REST_SECONDS)
@@ -106,7 +109,8 @@ class Express(Consuming):
 
     def _look_again(self, express: str) -> None:
         now = monotonic()
-        if self.up and not self._doing and express not in self._refused and now >= self._looked_at + _LOOK_AGAIN_SECONDS:
+        due = max(self._looked_at + _LOOK_AGAIN_SECONDS, self._rests_until)
+        if self.up and not self._doing and express not in self._refused and now >= due:
             self._looked_at = now
             self._begin(self._look(express), "looking")
 

@@ -89,6 +89,9 @@ class Inlet:
         self.inbox = inbox
         self._priority = priority
         self._back = False
+        """Whether it is to consume with the lowest priority."""
+        self._consumes_back = False
+        self._arranging = asyncio.Lock()
         self._channel: RawChannel | None = None
         self._tag = ""
         self._heard = False
@@ -110,33 +113,44 @@ class Inlet:
         await channel.basic_qos(prefetch_count=PREFETCH)
         # First, because messages may come before the broker has said that they will.
         self._channel = channel
-        await self._consume(channel)
+        await self._arrange(channel)
 
-    async def _consume(self, channel: RawChannel) -> None:
-        priority = 0 if self._back else self._priority
-        consuming = await channel.basic_consume(self.queue, self._receive, arguments={"x-priority": priority})
-        self._tag = consuming.consumer_tag or ""
+    async def _arrange(self, channel: RawChannel) -> None:
+        """Consume with the priority that is wanted, also where another is wanted meanwhile."""
+        async with self._arranging:
+            while channel is self._channel and (not self._tag or self._consumes_back is not self._back):
+                if self._tag:
+                    await channel.basic_cancel(self._tag)
+                back = self._back
+                priority = 0 if back else self._priority
+                consuming = await channel.basic_consume(self.queue, self._receive, arguments={"x-priority": priority})
+                if channel is self._channel:
+                    self._tag, self._consumes_back = consuming.consumer_tag or "", back
+
+    def brought(self, message: DeliveredMessage) -> bool:
+        """Whether a message came on the channel that is there now; if not, the broker delivers it again."""
+        return message.channel is self._channel and not message.channel.is_closed
 
     async def _receive(self, message: DeliveredMessage) -> None:
-        if message.channel is not self._channel:
-            return  # from a connection that is lost: the broker delivers it again
+        if not self.brought(message):
+            return
         self._heard = True
         self._unfinished += 1
         self.inbox.arrive(AmqpDelivery(message, self))
 
     async def stand_back(self, back: bool) -> None:
         """See `AmqpInbox.stand_back`."""
-        channel, changed = self._channel, back is not self._back
         self._back = back
-        if channel is None or not self._tag or not changed:
+        channel = self._channel
+        # Whoever begins to consume just now looks at what is wanted.
+        if channel is None or not self._tag or self._consumes_back is back:
             return
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
                 with own_cancellations():
-                    await channel.basic_cancel(self._tag)
-                    await self._consume(channel)
+                    await self._arrange(channel)
         except (TimeoutError, *CONNECTION_EXCEPTIONS) as error:
-            # The library closes the channel of a call that was given up, so the connection is lost, and the next consumes anew.
+            # The library closes the channel of a call that was given up; the next connection consumes anew.
             log.warning("bus.consumer_lost", queue=self.queue, reason=reason(error))
 
     def stop(self) -> None:
@@ -148,7 +162,7 @@ class Inlet:
 
     def finished(self, message: DeliveredMessage) -> None:
         """Count a delivery as acknowledged, if it is of the present connection."""
-        if message.channel is self._channel:
+        if self.brought(message):
             self._unfinished -= 1
 
 
@@ -177,8 +191,8 @@ class AmqpDelivery:
 
     @property
     def alive(self) -> bool:
-        """Whether its channel still is; if not, the broker delivers the message again."""
-        return not self._message.channel.is_closed
+        """Whether its connection still is; if not, the broker delivers the message again."""
+        return self.inlet.brought(self._message)
 
     async def ack(self) -> None:
         """Acknowledge on the channel it came on; where that is gone, do nothing."""

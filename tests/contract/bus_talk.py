@@ -51,10 +51,12 @@ async def takes_the_short_way(sender: AmqpBus) -> None:
     """Wait until the attendance commands of this bus do, without sending any."""
     express = topology.EXPRESS[ATTENDANCE_COMMANDS]
     sender._express._asked_for.add(express)
-    async with asyncio.timeout(30):
-        while express not in sender._express._consumed:
-            sender._express._look_again(express)
-            await asyncio.sleep(0.005)
+
+    def taken() -> bool:
+        sender._express._look_again(express)
+        return express in sender._express._consumed
+
+    await eventually(taken)
 
 
 async def take(bus: Bus, queue: str, number: int, seconds: float = 30) -> list[Delivery]:

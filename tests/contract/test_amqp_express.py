@@ -46,6 +46,15 @@ class Cluster:
         kill(self.nodes[-1].node.process)
 
     @contextmanager
+    def short_of_memory(self) -> Iterator[None]:
+        """Let the first node believe that it is, for the length of the block, so that it reads from nobody who publishes."""
+        self.nodes[0].control("set_vm_memory_high_watermark", "0")
+        try:
+            yield
+        finally:
+            self.nodes[0].control("set_vm_memory_high_watermark", "0.4")
+
+    @contextmanager
     def freezing_the_last(self) -> Iterator[None]:
         """Let it stand still, its connections open, for the length of the block."""
         os.kill(self.nodes[-1].node.process.pid, signal.SIGSTOP)
@@ -212,12 +221,13 @@ async def test_who_begins_to_send_to_another_queue_while_it_is_looked_for_distur
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests(cluster: Cluster, urls: list[str]) -> None:
-    """As under a memory alarm, only that the long way has none: it is not tried again as soon as it is seen."""
+async def test_while_it_rests_everything_takes_the_long_way(urls: list[str]) -> None:
     async with open_amqp(urls[0]) as bus, open_amqp(urls[1]) as service:
         await consuming(service)
         await takes_the_short_way(bus)
-        bus._express._rest()
+        for _ in range(2):
+            bus._express._rest()
+        assert bus._express._rest_seconds == 2 * express._SHORTEST_REST_SECONDS, "what both queues find out counts once"
         rests_until = bus._express._rests_until
         # Not to the very end: what is sent there may leave a moment later.
         while monotonic() < rests_until - 0.3:
@@ -225,7 +235,32 @@ async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests(cluster:
 
         await takes_the_short_way(bus)
         assert await way_of(bus, service, b"1") == "short"
-        assert bus._express._rest_seconds == express._SHORTEST_REST_SECONDS
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests_longer_each_time(
+    cluster: Cluster, urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a memory alarm: whoever connects anew may ask whatever they like, and is stopped as soon as they publish."""
+    for name, seconds in {"OFFER_SECONDS": 0.2, "_SHORTEST_REST_SECONDS": 0.1, "_LONGEST_REST_SECONDS": 0.2}.items():
+        monkeypatch.setattr(express, name, seconds)
+    rests: list[float] = []
+    async with open_amqp(urls[0]) as bus, open_amqp(urls[1]) as service:
+        bus._express._rest_seconds = 0.1
+        await consuming(service)
+        await takes_the_short_way(bus)
+        with cluster.short_of_memory():
+            async with asyncio.timeout(60):
+                while len(rests) < 3:
+                    await takes_the_short_way(bus)
+                    rests.append(bus._express._rest_seconds)
+                    with pytest.raises(Unavailable):
+                        await bus.send(ATTENDANCE_COMMANDS, b"0")
+        assert rests == [0.1, 0.2, 0.2]
+
+        await takes_the_short_way(bus)
+        assert await way_of(bus, service, b"1") == "short"
+        assert bus._express._rest_seconds == 0.1
 
 
 @pytest.mark.usefixtures("impatient")

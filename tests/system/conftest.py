@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import NewDatabase
 from tests.rabbitmq import RabbitMQ
+from tests.system.fixed_scene import FixedScene, a_fixed_scene
 from tests.system.rig import OUR_FAULT, Process, Rig, running_in_one, running_separately, token
-from tests.system.scene import Scene, a_scene
 from tests.system.surroundings import AS_ROOT, Surroundings, ordinary_user, refused_namespaces
 from tests.system.talk import Payload, a_lecture, an_admin, calling
 
@@ -74,24 +74,24 @@ async def gateway(cluster: Rig) -> AsyncIterator[Process]:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> dict[int, tuple[Scene, dict[str, Payload]]]:
+def fixed_scenes() -> dict[int, tuple[FixedScene, dict[str, Payload]]]:
     """The scenes set so far, one for each rig, and how each looked last."""
     return {}
 
 
 @pytest.fixture
-async def scene(rig: Rig, scenes: dict[int, tuple[Scene, dict[str, Payload]]]) -> AsyncIterator[Scene]:
+async def fixed_scene(rig: Rig, fixed_scenes: dict[int, tuple[FixedScene, dict[str, Payload]]]) -> AsyncIterator[FixedScene]:
     """The scene on this rig. After the test it must be as before, and nobody may have logged a fault of ours."""
-    if id(rig) not in scenes:
-        new = await a_scene(rig)
-        scenes[id(rig)] = new, await new.seen()
-    scene, before = scenes[id(rig)]
+    if id(rig) not in fixed_scenes:
+        new = await a_fixed_scene(rig)
+        fixed_scenes[id(rig)] = new, await new.seen()
+    scene, before = fixed_scenes[id(rig)]
     logged = {name: process.log.stat().st_size for name, process in rig.processes.items()}
 
     yield scene
 
     after = await scene.seen()
-    scenes[id(rig)] = scene, after
+    fixed_scenes[id(rig)] = scene, after
     assert after == before
     for name, process in rig.processes.items():
         lines = process.log.read_bytes()[logged.get(name, 0) :].decode()

@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import socketio
 
-from tests.system.scene import BAD_TOKENS, END, JOIN, MEGABYTE, START, Scene
+from tests.system.fixed_scene import BAD_TOKENS, END, JOIN, MEGABYTE, START, FixedScene
 from tests.system.talk import SECONDS, Caller, Payload, calling
 
 NAMESPACES = ("/", "/attendance")
@@ -32,7 +32,7 @@ HANDSHAKES: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("case", HANDSHAKES)
-async def test_a_handshake_without_a_good_token_is_refused(scene: Scene, case: str) -> None:
+async def test_a_handshake_without_a_good_token_is_refused(fixed_scene: FixedScene, case: str) -> None:
     """On either namespace."""
     auth, code = HANDSHAKES[case]
 
@@ -43,7 +43,7 @@ async def test_a_handshake_without_a_good_token_is_refused(scene: Scene, case: s
         try:
             with pytest.raises(socketio.exceptions.ConnectionError):
                 await client.connect(
-                    scene.here, auth=auth, namespaces=[namespace], transports=["websocket"], wait_timeout=SECONDS
+                    fixed_scene.here, auth=auth, namespaces=[namespace], transports=["websocket"], wait_timeout=SECONDS
                 )
             return await asyncio.wait_for(refused, SECONDS)
         finally:
@@ -90,12 +90,12 @@ async def refused(caller: Caller, event: str, *payload: object, code: str, sessi
     ],
 )
 @pytest.mark.parametrize("namespace", NAMESPACES)
-async def test_an_event_nobody_knows_is_invalid(scene: Scene, namespace: str, event: str) -> None:
+async def test_an_event_nobody_knows_is_invalid(fixed_scene: FixedScene, namespace: str, event: str) -> None:
     """Also one that is named as the library's own; the socket is none the worse for it."""
-    async with calling(scene.here, scene.tokens["ann"], namespace=namespace) as ann:
-        await refused(ann, event, scene.about("active"), code="invalid")
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"], namespace=namespace) as ann:
+        await refused(ann, event, fixed_scene.about("active"), code="invalid")
         await refused(ann, event, code="invalid")
-        assert (await ann.ask(JOIN, scene.about("active")))["ok"]
+        assert (await ann.ask(JOIN, fixed_scene.about("active")))["ok"]
 
 
 PAYLOADS: dict[str, tuple[object, ...]] = {
@@ -130,52 +130,55 @@ PAYLOADS: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.parametrize("case", PAYLOADS)
-async def test_a_payload_that_is_no_command_is_invalid(scene: Scene, case: str) -> None:
+async def test_a_payload_that_is_no_command_is_invalid(fixed_scene: FixedScene, case: str) -> None:
     payload = PAYLOADS[case]
-    async with calling(scene.here, scene.tokens["admin"]) as admin:
+    async with calling(fixed_scene.here, fixed_scene.tokens["admin"]) as admin:
         for event in COMMANDS:
             error = await refused(admin, event, *payload, code="invalid")
             (detail,) = error["details"]
             assert set(detail) == {"field", "message"}
             if "_id" in case:
                 assert detail["field"] in ("session_id", "command_id")
-        assert (await admin.ask(READ, scene.about("active")))["ok"]
+        assert (await admin.ask(READ, fixed_scene.about("active")))["ok"]
 
 
-async def test_a_payload_of_just_4_kib_is_well(scene: Scene) -> None:
-    payload = {**scene.about("active"), "padding": ""}
+async def test_a_payload_of_just_4_kib_is_well(fixed_scene: FixedScene) -> None:
+    payload = {**fixed_scene.about("active"), "padding": ""}
     payload["padding"] = "x" * (4096 - len(json.dumps(payload, separators=(",", ":"))))
-    async with calling(scene.here, scene.tokens["ann"]) as ann:
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann:
         assert (await ann.ask(JOIN, payload))["ok"]
 
 
-async def test_unknown_keys_are_ignored(scene: Scene) -> None:
-    payload = {**scene.about("active"), "student_id": "somebody else", "role": "admin", "__proto__": {}, "": None}
-    async with calling(scene.here, scene.tokens["ann"]) as ann:
+async def test_unknown_keys_are_ignored(fixed_scene: FixedScene) -> None:
+    payload = {**fixed_scene.about("active"), "student_id": "somebody else", "role": "admin", "__proto__": {}, "": None}
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann:
         assert (await ann.ask(JOIN, payload))["ok"]
 
 
 # Frames
 
 
-async def test_a_frame_of_a_megabyte_closes_that_connection_and_no_other(scene: Scene) -> None:
-    async with calling(scene.here, scene.tokens["bob"]) as bob, calling(scene.here, scene.tokens["ann"]) as ann:
-        await bob.client.emit(JOIN, {**scene.about("active"), "padding": "x" * MEGABYTE}, namespace=bob.namespace)
+async def test_a_frame_of_a_megabyte_closes_that_connection_and_no_other(fixed_scene: FixedScene) -> None:
+    async with (
+        calling(fixed_scene.here, fixed_scene.tokens["bob"]) as bob,
+        calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann,
+    ):
+        await bob.client.emit(JOIN, {**fixed_scene.about("active"), "padding": "x" * MEGABYTE}, namespace=bob.namespace)
         await asyncio.wait_for(bob.client.wait(), SECONDS)
-        assert (await ann.ask(JOIN, scene.about("active")))["ok"]
+        assert (await ann.ask(JOIN, fixed_scene.about("active")))["ok"]
 
 
-async def test_a_post_of_a_megabyte_is_refused(scene: Scene) -> None:
+async def test_a_post_of_a_megabyte_is_refused(fixed_scene: FixedScene) -> None:
     """At once, though that client does not poll, and ends its session."""
-    url = f"{scene.here}/socket.io/?EIO=4&transport=polling"
-    async with calling(scene.here, scene.tokens["ann"]) as ann, aiohttp.ClientSession() as session:
+    url = f"{fixed_scene.here}/socket.io/?EIO=4&transport=polling"
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann, aiohttp.ClientSession() as session:
         async with session.get(url) as response:
             sid = json.loads((await response.text())[1:])["sid"]
         async with asyncio.timeout(SECONDS), session.post(f"{url}&sid={sid}", data="4" + "x" * MEGABYTE) as response:
             assert response.status == 400
         async with session.get(f"{url}&sid={sid}") as response:
             assert response.status == 400
-        assert (await ann.ask(JOIN, scene.about("active")))["ok"]
+        assert (await ann.ask(JOIN, fixed_scene.about("active")))["ok"]
 
 
 FRAMES = {
@@ -200,13 +203,13 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("case", FRAMES)
-async def test_a_frame_that_is_no_packet_hurts_nobody(scene: Scene, case: str) -> None:
+async def test_a_frame_that_is_no_packet_hurts_nobody(fixed_scene: FixedScene, case: str) -> None:
     """Answered, or ignored, or the end of that connection; the next socket neither hears nor feels it."""
-    url = f"{scene.here}/socket.io/?EIO=4&transport=websocket"
-    async with calling(scene.here, scene.tokens["ann"]) as ann, aiohttp.ClientSession() as session:
+    url = f"{fixed_scene.here}/socket.io/?EIO=4&transport=websocket"
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann, aiohttp.ClientSession() as session:
         async with asyncio.timeout(SECONDS), session.ws_connect(url) as socket:
             assert (await socket.receive_str())[0] == "0"
-            await socket.send_str("40" + json.dumps({"token": scene.tokens["bob"]}))
+            await socket.send_str("40" + json.dumps({"token": fixed_scene.tokens["bob"]}))
             assert (await socket.receive_str())[:2] == "40"
             await socket.send_str(FRAMES[case])
             # An event after it is answered, unless the connection is over.
@@ -214,7 +217,7 @@ async def test_a_frame_that_is_no_packet_hurts_nobody(scene: Scene, case: str) -
             async for message in socket:
                 if message.data.startswith("437"):
                     break
-        assert (await ann.ask(JOIN, scene.about("active")))["ok"]
+        assert (await ann.ask(JOIN, fixed_scene.about("active")))["ok"]
 
 
 # Who may, and when
@@ -252,36 +255,39 @@ REFUSALS = (
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
-async def test_a_command_that_may_not_be_is_refused(scene: Scene, refusal: Refusal) -> None:
-    session_id = scene.sessions.get(refusal.state, "0" * 24)
-    async with calling(scene.here, scene.tokens[refusal.who]) as caller:
+async def test_a_command_that_may_not_be_is_refused(fixed_scene: FixedScene, refusal: Refusal) -> None:
+    session_id = fixed_scene.sessions.get(refusal.state, "0" * 24)
+    async with calling(fixed_scene.here, fixed_scene.tokens[refusal.who]) as caller:
         await refused(caller, refusal.event, {"session_id": session_id}, code=refusal.code, session_id=session_id)
 
 
-async def test_a_service_may_read_a_roll(scene: Scene) -> None:
-    async with calling(scene.here, scene.tokens["service"]) as service:
-        assert len((await service.ask(READ, scene.about("active")))["attendanceRecords"]) == 2
+async def test_a_service_may_read_a_roll(fixed_scene: FixedScene) -> None:
+    async with calling(fixed_scene.here, fixed_scene.tokens["service"]) as service:
+        assert len((await service.ask(READ, fixed_scene.about("active")))["attendanceRecords"]) == 2
 
 
 @pytest.mark.parametrize("state", ["active", "completed"])
-async def test_joining_twice_answers_as_the_first_time(scene: Scene, state: str) -> None:
+async def test_joining_twice_answers_as_the_first_time(fixed_scene: FixedScene, state: str) -> None:
     """Wherever, and also after the end."""
-    async with calling(scene.here, scene.tokens["ann"]) as one, calling(scene.there, scene.tokens["ann"], namespace="/") as two:
-        answers = [await caller.ask(JOIN, scene.about(state)) for caller in (one, two, one)]
+    async with (
+        calling(fixed_scene.here, fixed_scene.tokens["ann"]) as one,
+        calling(fixed_scene.there, fixed_scene.tokens["ann"], namespace="/") as two,
+    ):
+        answers = [await caller.ask(JOIN, fixed_scene.about(state)) for caller in (one, two, one)]
     for answer in answers:
         del answer["server_time"]
-    roll = (await scene.seen())[state]
-    (record,) = (record for record in roll["attendanceRecords"] if record["student_id"] == scene.lecture.students[0])
+    roll = (await fixed_scene.seen())[state]
+    (record,) = (record for record in roll["attendanceRecords"] if record["student_id"] == fixed_scene.lecture.students[0])
     assert answers[0]["ok"]
     assert answers == [answers[0]] * 3
     assert answers[0]["joined_at"] == record["joined_at"]
 
 
-async def test_commands_of_one_socket_for_one_session_are_answered_in_the_order_sent(scene: Scene) -> None:
+async def test_commands_of_one_socket_for_one_session_are_answered_in_the_order_sent(fixed_scene: FixedScene) -> None:
     answers: list[tuple[int, bool]] = []
     everything = asyncio.Event()
     commands = 20
-    async with calling(scene.here, scene.tokens["ann"]) as ann:
+    async with calling(fixed_scene.here, fixed_scene.tokens["ann"]) as ann:
         for number in range(commands):
 
             def answered(answer: Payload, number: int = number) -> None:
@@ -291,7 +297,7 @@ async def test_commands_of_one_socket_for_one_session_are_answered_in_the_order_
 
             # A join comes back from another service than the refusal of a read or a start.
             event = (JOIN, READ, JOIN, START)[number % 4]
-            await ann.client.emit(event, scene.about("active"), namespace=ann.namespace, callback=answered)
+            await ann.client.emit(event, fixed_scene.about("active"), namespace=ann.namespace, callback=answered)
         await asyncio.wait_for(everything.wait(), SECONDS)
 
     assert answers == [(number, number % 2 == 0) for number in range(commands)]

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 
 from shared.messages import Role
+from tests.system.fixed_scene import BAD_TOKENS, MEGABYTE, FixedScene
 from tests.system.rig import Rig, token, unique
-from tests.system.scene import BAD_TOKENS, MEGABYTE, Scene
 from tests.system.talk import Payload, a_lecture, an_admin, bearer, http
 
 
@@ -262,11 +262,11 @@ def filled(value: Any, places: dict[str, str]) -> Any:
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
-async def test_a_request_that_is_wrong_is_refused(scene: Scene, request_: Request) -> None:
-    places = {"course": scene.lecture.course_id, **scene.sessions}
+async def test_a_request_that_is_wrong_is_refused(fixed_scene: FixedScene, request_: Request) -> None:
+    places = {"course": fixed_scene.lecture.course_id, **fixed_scene.sessions}
     path, options = filled(request_.path, places), filled(request_.options, places)
 
-    status, body = await http(scene.here, request_.method, path, scene.tokens[request_.who], **options)
+    status, body = await http(fixed_scene.here, request_.method, path, fixed_scene.tokens[request_.who], **options)
 
     error = body["error"]
     assert (status, error["code"]) == (request_.status, request_.code), error
@@ -288,12 +288,12 @@ AUTHORIZATIONS: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("case", AUTHORIZATIONS)
-async def test_a_request_without_a_good_token_is_refused(scene: Scene, case: str) -> None:
+async def test_a_request_without_a_good_token_is_refused(fixed_scene: FixedScene, case: str) -> None:
     """Whatever is asked for, and before anything of it is looked at."""
     headers, code = AUTHORIZATIONS[case]
-    places = {"course": scene.lecture.course_id, **scene.sessions}
+    places = {"course": fixed_scene.lecture.course_id, **fixed_scene.sessions}
     answers = await asyncio.gather(
-        *(http(scene.here, method, filled(path, places), headers=headers, data=b"{") for method, path in EVERYWHERE)
+        *(http(fixed_scene.here, method, filled(path, places), headers=headers, data=b"{") for method, path in EVERYWHERE)
     )
     assert {(status, body["error"]["code"]) for status, body in answers} == {(401, code)}
 
@@ -301,7 +301,7 @@ async def test_a_request_without_a_good_token_is_refused(scene: Scene, case: str
 @pytest.mark.parametrize(("method", "path", "mebibytes"), [(*EVERYWHERE[3], 8), (*EVERYWHERE[5], 1)])
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_body_above_1_mib_is_refused_and_a_roster_above_8(
-    scene: Scene, method: str, path: str, mebibytes: int, announced: bool
+    fixed_scene: FixedScene, method: str, path: str, mebibytes: int, announced: bool
 ) -> None:
     """Whether its length is announced or not."""
     line = b'{"student_id": "s1", "name": "Ann"},'
@@ -312,15 +312,21 @@ async def test_a_body_above_1_mib_is_refused_and_a_roster_above_8(
             yield whole[start : start + MEGABYTE]
 
     body = whole if announced else in_parts()
-    answer = await http(scene.here, method, filled(path, {"course": scene.lecture.course_id}), scene.tokens["admin"], data=body)
+    answer = await http(
+        fixed_scene.here,
+        method,
+        filled(path, {"course": fixed_scene.lecture.course_id}),
+        fixed_scene.tokens["admin"],
+        data=body,
+    )
     assert (answer[0], answer[1]["error"]["code"]) == (413, "invalid")
     assert str(mebibytes * MEGABYTE) in answer[1]["error"]["message"]
 
 
-async def test_the_roster_of_who_may_never_put_one_is_not_even_read(scene: Scene) -> None:
-    path = f"/courses/{scene.lecture.course_id}/roster"
+async def test_the_roster_of_who_may_never_put_one_is_not_even_read(fixed_scene: FixedScene) -> None:
+    path = f"/courses/{fixed_scene.lecture.course_id}/roster"
     for role in get_args(Role):
-        status, body = await http(scene.here, "PUT", path, token(unique("who"), role), data=b"{")
+        status, body = await http(fixed_scene.here, "PUT", path, token(unique("who"), role), data=b"{")
         expected = (400, "invalid") if role in ("teacher", "admin") else (403, "forbidden")
         assert (status, body["error"]["code"]) == expected
 

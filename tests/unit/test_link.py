@@ -15,19 +15,22 @@ class Connection:
 
     def __init__(self) -> None:
         self.refusals = 0
+        self.attempts: asyncio.Queue[str] = asyncio.Queue()
         self.made = 0
         self.cleared = 0
-        self.hanging: asyncio.Event | None = None
-        """Where it is set an attempt hangs for ever, and says here that it does."""
+        self.hangs = False
+        """Whether an attempt hangs for ever."""
         self.lose: Lose = lambda reason: None
 
     async def connect(self, lose: Lose) -> None:
         if self.refusals:
             self.refusals -= 1
+            self.attempts.put_nowait("refused")
             raise ConnectionRefusedError("nobody is there")
-        if self.hanging:
-            self.hanging.set()
+        if self.hangs:
+            self.attempts.put_nowait("hangs")
             await asyncio.Event().wait()
+        self.attempts.put_nowait("made")
         self.made += 1
         self.lose = lose
 
@@ -84,30 +87,24 @@ async def test_a_loss_is_mended_however_the_link_was_begun(kept: Link, connectio
         await kept.wait_up()
         with capture_logs() as logs:
             connection.lose("a cable was pulled")
-            while connection.made < 2 or not kept.up:  # noqa: ASYNC110 - the link tells nobody
-                await asyncio.sleep(0.001)
+            assert [await connection.attempts.get() for _ in range(2)] == ["made", "made"]
+            await kept.wait_up()
     assert [entry["event"] for entry in logs] == ["link.lost", "link.restored"]
     assert connection.cleared == 1
 
 
-async def test_one_that_is_closed_while_it_tries_tries_no_more(kept: Link, connection: Connection) -> None:
-    connection.refusals = 1_000_000
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_one_that_is_closed_while_it_tries_clears_away_and_tries_no_more(
+    kept: Link, connection: Connection, hangs: bool
+) -> None:
+    """In the middle of an attempt, or between two."""
+    before = asyncio.all_tasks()
+    connection.refusals, connection.hangs = (0, True) if hangs else (1_000_000, False)
     kept.begin()
     async with asyncio.timeout(10):
-        while connection.cleared < 3:  # noqa: ASYNC110 - the link tells nobody
-            await asyncio.sleep(0.001)
-    await kept.close()
-    left = connection.refusals
-    # Many times as long as it paused between two attempts.
-    await asyncio.sleep(0.1)
-    assert (kept.up, connection.refusals) == (False, left)
-
-
-async def test_one_that_is_closed_in_the_middle_of_an_attempt_clears_it_away(kept: Link, connection: Connection) -> None:
-    connection.hanging = asyncio.Event()
-    kept.begin()
-    async with asyncio.timeout(10):
-        await connection.hanging.wait()
+        for _ in range(1 if hangs else 3):
+            await connection.attempts.get()
         await kept.close()
+    assert asyncio.all_tasks() <= before, "nobody is left who could try"
     assert (kept.up, connection.made) == (False, 0)
     assert connection.cleared >= 1

@@ -164,7 +164,7 @@ def on_a_port(port: int | None, start: Callable[[int], Server]) -> Server:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1, one of PORTS, on which nobody listens now, nor will who asked this process lately."""
+    """A port of 127.0.0.1, one of PORTS, on which nobody listens, and not one of those given here lately."""
     while True:
         port = _dice.choice(PORTS)
         if port in _given:

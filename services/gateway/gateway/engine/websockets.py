@@ -65,7 +65,7 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self._due: deque[WebSocket] = deque()
+        self._due: list[WebSocket] = []
         self._crowd: deque[WebSocket] = deque()
         self._under_way = False
 
@@ -77,17 +77,15 @@ class Writes:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
-        due, crowd = self._due, self._crowd
-        try:
-            while due:
-                due.popleft().flush()
-            for _ in range(min(len(crowd), AT_ONCE)):
-                crowd.popleft().flush()
-        finally:
-            # Whatever went wrong with one of them, the others are written to.
-            self._under_way = bool(due or crowd)
-            if self._under_way:
-                asyncio.get_running_loop().call_soon(self._flush)
+        due, self._due = self._due, []
+        for websocket in due:
+            websocket.flush()
+        crowd = self._crowd
+        for _ in range(min(len(crowd), AT_ONCE)):
+            crowd.popleft().flush()
+        self._under_way = bool(crowd)
+        if crowd:
+            asyncio.get_running_loop().call_soon(self._flush)
 
 
 class WebSocket(asyncio.Protocol):
@@ -146,18 +144,19 @@ class WebSocket(asyncio.Protocol):
             self.flush()
 
     def flush(self) -> None:
-        """Hand what has gathered to the transport."""
+        """Hand what has gathered to the transport. Raises nothing: others are to be written to all the same."""
         gathered, self._gathered = self._gathered, b""
         if gathered and not self.transport.is_closing():
             try:
                 self.transport.write(gathered)
             except (OSError, RuntimeError):
-                # uvloop's for a connection that was cut in this very turn; others are to be written to all the same.
+                # uvloop's for a connection that was cut in this very turn.
                 self.transport.abort()
-            except Exception:
+            except Exception as error:
                 # What was to be written is missing: better no connection than one with a hole.
                 self.transport.abort()
-                raise
+                context = {"message": "a websocket could not be written to", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     def close(self) -> None:
         """Say goodbye and read on only for the client's own; a second time does nothing."""

@@ -17,7 +17,7 @@ A_DAY_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Scene:
+class FixedScene:
     """One course with a session in each state, which no test here may change; Ann has joined, Bob has not."""
 
     rig: Rig
@@ -53,7 +53,7 @@ class Scene:
         return dict(zip(pages, (body for _, body in answers), strict=True))
 
 
-async def a_scene(rig: Rig) -> Scene:
+async def a_fixed_scene(rig: Rig) -> FixedScene:
     """Set it: one session is scheduled, one active, one completed."""
     lecture, elsewhere = await a_lecture(rig.gateways[0], students=2), await a_lecture(rig.gateways[0], students=1)
     ann, bob = lecture.students
@@ -74,7 +74,7 @@ async def a_scene(rig: Rig) -> Scene:
             assert (await admin.ask(START, {"session_id": sessions[state]}))["ok"]
             assert (await student.ask(JOIN, {"session_id": sessions[state]}))["ok"]
         assert (await admin.ask(END, {"session_id": sessions["completed"]}))["ok"]
-    return Scene(rig, lecture, sessions, tokens)
+    return FixedScene(rig, lecture, sessions, tokens)
 
 
 def signed(*, secret: str = SECRET, algorithm: str | None = "HS256", seconds: float = A_DAY_SECONDS, **claims: object) -> str:
