@@ -63,7 +63,7 @@ class AmqpBus:
 
     @property
     def connected(self) -> bool:
-        """Whether both connections are there that it cannot do without."""
+        """Whether the two connections are there that must be; that of the short way may be away."""
         return self._outgoing.up and self._incoming.up
 
     async def send(self, queue: str, command: bytes) -> None:

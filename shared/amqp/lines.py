@@ -129,7 +129,7 @@ class Outgoing(Line):
         super().__init__(url, "publishing")
         self._confirmed: RawChannel | None = None
         self._unconfirmed: RawChannel | None = None
-        self._refused_at = -_RENEW_SECONDS
+        self._renewed_at = -_RENEW_SECONDS
         self._closed = False
 
     async def close(self) -> None:
@@ -170,15 +170,15 @@ class Outgoing(Line):
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
         except DeliveryError as error:
             if not isinstance(error, PublishError):
-                self._refused()
+                self._renew()
             raise Unavailable(f"the broker did not take it: {reason(error)}") from error
         except CONNECTION_EXCEPTIONS as error:
             raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
 
-    def _refused(self) -> None:
+    def _renew(self) -> None:
         """Begin anew, at most now and then: only what RabbitMQ 3.10 refuses by mistake (0026) is mended by that."""
-        if (now := monotonic()) >= self._refused_at + _RENEW_SECONDS:
-            self._refused_at = now
+        if (now := monotonic()) >= self._renewed_at + _RENEW_SECONDS:
+            self._renewed_at = now
             self.lose("the broker takes nothing")
 
     async def post(self, queue: str, body: bytes) -> None:
