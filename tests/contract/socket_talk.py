@@ -192,3 +192,8 @@ class Gateway:
         reply = AReply(link, ear.member.namespace, "", ear.member.sid)
         self.attendance.begin(reply, event, [payload], len(msgspec.json.encode(payload)))
         return await reply.given
+
+
+async def online(world: World) -> set[str]:
+    """Which students of the session are connected."""
+    return set(await world.presence.online(SID))
