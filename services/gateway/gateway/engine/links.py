@@ -228,28 +228,28 @@ class Link(AsyncSocket):  # type: ignore[misc]
                 raise Malformed(f"a packet begins with {kind!r}")
 
     def received(self, frame: str) -> None:
-        """Take a packet of the websocket in its turn: most are done at once, and what comes behind one that is not waits."""
-        if self._doing is None:
-            self._begin(frame)
-        elif self._unread is None:
-            self._unread = deque([frame])
-        else:
-            self._unread.append(frame)
-            if len(self._unread) == _UNREAD and self._websocket is not None:
-                self._websocket.transport.pause_reading()
-            elif len(self._unread) == COMMANDS + REFUSALS:
-                self.broken(Malformed("sends far too much"))
+        """Take a packet of the websocket in its turn: most are done at once, and what comes behind one that is not waits.
 
-    def _begin(self, frame: str) -> None:
-        """Take a packet. It may have been cut while the packet was on its way."""
-        if self.closed:
-            return
-        try:
-            doing = self.take(frame)
-        except Malformed as error:
-            doing = self._close_malformed(error)
-        if doing is not None:
-            self._doing = self._loop.create_task(self._finish(doing))
+        It may have been cut while the packet was on its way.
+        """
+        if self._doing is not None:
+            self._wait(frame)
+        elif not self.closed:
+            try:
+                doing = self.take(frame)
+            except Malformed as error:
+                doing = self._close_malformed(error)
+            if doing is not None:
+                self._doing = self._loop.create_task(self._finish(doing))
+
+    def _wait(self, frame: str) -> None:
+        if self._unread is None:
+            self._unread = deque()
+        self._unread.append(frame)
+        if len(self._unread) == _UNREAD and self._websocket is not None:
+            self._websocket.transport.pause_reading()
+        elif len(self._unread) == COMMANDS + REFUSALS:
+            self.broken(Malformed("sends far too much"))
 
     async def _finish(self, doing: Awaitable[None]) -> None:
         try:
@@ -263,7 +263,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
     def _go_on(self) -> None:
         """Take what came meanwhile, and see off a client that went meanwhile."""
         while self._doing is None and self._unread:
-            self._begin(self._unread.popleft())
+            self.received(self._unread.popleft())
         if self._doing is None:
             if self._unread is not None and self._websocket is not None and not self._over:
                 self._websocket.transport.resume_reading()

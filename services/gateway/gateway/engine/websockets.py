@@ -35,6 +35,7 @@ KERNEL_BYTES: Final = 128 * 1024
 _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _FIN, _RESERVED, _MASKED = 0x80, 0x70, 0x80
+_WHOLE_TEXT = _FIN | _TEXT
 _GOODBYE: Final = b"\x88\x02\x03\xe8"
 
 
@@ -204,8 +205,11 @@ class WebSocket(asyncio.Protocol):
                 return self._keep(data, at, stop - at)
             body = bytearray(data[begin:stop])
             websocket_mask(data[begin - 4 : begin], body)
-            self._take(head, body)
             at = stop
+            if head == _WHOLE_TEXT and self._fragments is None:
+                self._hand_on(body)
+            else:
+                self._take(head, body)
 
     def _keep(self, data: bytes, at: int, needed: int) -> None:
         self._rest, self._needed = bytearray(data[at:]), needed
@@ -220,8 +224,6 @@ class WebSocket(asyncio.Protocol):
             raise Malformed("a packet is binary")
         elif (kind == _TEXT) is not (self._fragments is None) or kind > _BINARY:
             raise Malformed("a frame is out of turn")
-        elif head & _FIN and self._fragments is None:
-            self._hand_on(body)
         else:
             self._count_frame()
             if self._fragments is None:
@@ -258,6 +260,8 @@ class WebSocket(asyncio.Protocol):
         asyncio.get_running_loop().call_later(FAREWELL_SECONDS, self.transport.abort)
 
     def _hand_on(self, body: bytearray) -> None:
+        if self.over:
+            return
         try:
             frame = body.decode()
         except UnicodeDecodeError:
