@@ -14,14 +14,14 @@ from bench.stage import Stage
 class Sizes:
     """How large everything is. A lecture is a session that all its students join."""
 
-    rounds: int = 7
+    rounds: int = 6
     students: int = 500
-    lectures: int = 40
+    lectures: int = 60
     fewer_lectures: int = 20
-    """Where a full round would take too long."""
+    """Where systems are not compared with their peers, but with themselves."""
 
     fewest_lectures: int = 10
-    """Where few joins are in flight, and it would take longest."""
+    """Where few joins are in flight, and a full round would take too long."""
 
     burst: int = 1000
     burst_seconds: float = 1.0

@@ -27,17 +27,16 @@ def joins(run: Run) -> Iterator[Row]:
 
 
 def lectures(sizes: Sizes, in_flight: int) -> int:
-    """How many lectures are joined in a round: the fewer joins are in flight, the longer each takes."""
-    if in_flight == max(sizes.in_flight):
-        return sizes.lectures
-    return sizes.fewest_lectures if in_flight < FEW_IN_FLIGHT else sizes.fewer_lectures
+    """How many lectures are joined in a round: where few joins are in flight each takes so much longer."""
+    return sizes.fewest_lectures if in_flight < FEW_IN_FLIGHT else sizes.lectures
 
 
 def two(run: Run) -> Iterator[Row]:
     """Two gateways against P2; every lecture's students sit at both."""
     systems = [run.cast.ours(gateways=2)] if run.wants(Ours.name) else []
     peers = [run.cast.pair] if run.wants(Monolith.name) else []
-    yield from in_turns(run, "two", "two gateways", [*systems, *peers], usual(run.sizes))
+    workload = replace(usual(run.sizes), lectures=run.sizes.lectures)
+    yield from in_turns(run, "two", "two gateways", [*systems, *peers], workload)
 
 
 def spread(run: Run) -> Iterator[Row]:

@@ -21,16 +21,16 @@ class Scenario(NamedTuple):
 SCENARIOS: Final = {
     scenario.play.__name__: scenario
     for scenario in (
-        Scenario(joins, 97),
-        Scenario(two, 25),
-        Scenario(burst, 35),
-        Scenario(quiet, 9),
-        Scenario(spread, 22),
-        Scenario(width, 69),
-        Scenario(services, 50),
-        Scenario(fanout, 46),
+        Scenario(joins, 135),
+        Scenario(two, 58),
+        Scenario(burst, 30),
+        Scenario(quiet, 8),
+        Scenario(spread, 19),
+        Scenario(width, 60),
+        Scenario(services, 43),
+        Scenario(fanout, 40),
         Scenario(memory, 30),
-        Scenario(idle, 20),
-        Scenario(growth, 67),
+        Scenario(idle, 18),
+        Scenario(growth, 58),
     )
 }
