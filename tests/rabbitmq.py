@@ -50,7 +50,12 @@ class RabbitMQ:
         self.epmd.stop()
 
     def control(self, *arguments: str) -> str:
-        """Tell the node something by `rabbitmqctl`, and return what it says."""
+        """Tell the node something by `rabbitmqctl`, and return what it says; raise ServerFailed where it has been stopped.
+
+        For RabbitMQ 4 would start a name server then, which nobody stops.
+        """
+        if self.epmd.process.poll() is not None:
+            raise ServerFailed("RabbitMQ has been stopped")
         return subprocess.run(
             ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", self.name, *arguments],
             env=os.environ | self.environment,
@@ -105,7 +110,7 @@ def start_rabbitmq(data: Path, *, port: int | None = None, joining: RabbitMQ | N
     member = (data / "mnesia").exists()
     if joining:
         shutil.copy2(Path(joining.environment["HOME"], COOKIE), data / COOKIE)
-    # That goes for whoever asks a node whose epmd has gone, too: `erl` and `rabbitmqctl` start none.
+    # That goes for whoever asks a node whose epmd has gone, too: `erl` starts none, nor does `rabbitmqctl` before RabbitMQ 4.
     environment = {"ERL_EPMD_PORT": epmd.url.rpartition(":")[2], "ERL_FLAGS": "-start_epmd false"}
 
     def start(port: int) -> Server:

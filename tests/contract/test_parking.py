@@ -265,7 +265,7 @@ async def test_a_defect_while_an_operator_looks_is_no_lost_connection(bus: AmqpB
 
 async def test_what_cannot_be_read_is_shown_and_sent_back_as_it_is(bus: AmqpBus, amqp_url: str) -> None:
     """Bytes that are no text, and nesting too deep."""
-    bodies = {b'[{"type":"JoinRoll","session_id":"\xff"}]', b"[" * 5000 + b"]" * 5000}
+    bodies = {b'[{"type":"JoinRoll","session_id":"\xff"}]', b"[" * 100_000 + b"]" * 100_000}
     for body in bodies:
         await bus.inbox(SESSION_COMMANDS).park(body, "malformed")
     await bus.close()
