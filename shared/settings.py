@@ -21,6 +21,8 @@ JWT_SECRET_BYTES = 32
 _AUTO_END_MINUTES = "15"
 _AUTO_END_MOST_MINUTES = 24 * 60
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+# As browsers write one: no path, no capitals. Apps have schemes of their own.
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9_.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,6 @@ class Settings:
         prefix = environ.get("ROLLCALL_REDIS_PREFIX") or "rollcall"
         if not _PREFIX.fullmatch(prefix):
             raise StartupFailed("ROLLCALL_REDIS_PREFIX must be 1 to 64 characters of A-Z, a-z, 0-9, _, -, . and :")
-        origins = environ.get("ROLLCALL_CORS_ORIGINS", "")
         return cls(
             amqp_url=_url(environ, "ROLLCALL_AMQP_URL"),
             redis_url=_url(environ, "ROLLCALL_REDIS_URL"),
@@ -77,7 +78,7 @@ class Settings:
             jwt_jwks_url=jwks_url,
             jwt_audience=environ.get("ROLLCALL_JWT_AUDIENCE", ""),
             jwt_issuer=environ.get("ROLLCALL_JWT_ISSUER", ""),
-            cors_origins=tuple(origin.strip() for origin in origins.split(",") if origin.strip()),
+            cors_origins=_origins(environ, "ROLLCALL_CORS_ORIGINS"),
             trusted_proxies=_networks(environ, "ROLLCALL_TRUSTED_PROXIES"),
             host=environ.get("ROLLCALL_HOST") or "0.0.0.0",
             port=_port(environ, "ROLLCALL_PORT", 8080),
@@ -101,12 +102,23 @@ def _url(environ: Mapping[str, str], name: str) -> str:
     return text
 
 
+def _origins(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    origins = _listed(environ, name)
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise StartupFailed(f"{name} must be origins like https://school.example, separated by commas, or *: not {origin!r}")
+    return origins
+
+
 def _networks(environ: Mapping[str, str], name: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    texts = [text.strip() for text in environ.get(name, "").split(",") if text.strip()]
     try:
-        return tuple(map(ip_network, texts))
+        return tuple(map(ip_network, _listed(environ, name)))
     except ValueError as error:
         raise StartupFailed(f"{name} must be networks like 10.0.0.0/8, separated by commas: {error}") from None
+
+
+def _listed(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(text.strip() for text in environ.get(name, "").split(",") if text.strip())
 
 
 def _port(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -61,7 +61,7 @@ async def test_a_namespace_nobody_serves_is_said_to_be_invalid(client: Websocket
     """And hurts no other namespace of that connection."""
     await client.join(token())
     await client.send(f"40{namespace},{json.dumps({'token': token()})}")
-    assert await client.until("44") == f'44{namespace},{{"message":"Invalid namespace"}}'
+    assert await client.until("44") == f'44{namespace},{{"message":"Invalid namespace","data":{{"code":"invalid"}}}}'
     assert (await client.ask("nobodyKnows", {}))["error"]["code"] == "invalid"
 
 

@@ -51,6 +51,24 @@ def test_what_is_no_network_is_one_line_that_names_the_setting(given: str) -> No
     assert "\n" not in str(failed.value)
 
 
+def test_pages_of_other_origins_are_let_in_only_when_they_are_named() -> None:
+    assert Settings.from_env({}).cors_origins == ()
+    named = ["https://school.example", "http://localhost:5173", "capacitor://localhost", "http://[::1]:8080", "*"]
+    assert Settings.from_env({"ROLLCALL_CORS_ORIGINS": f" {' , '.join(named)},"}).cors_origins == tuple(named)
+
+
+@pytest.mark.parametrize(
+    "given", ["school.example", "https://school.example/", "https://School.example", "https://a.example https://b.example", "x"]
+)
+def test_what_no_browser_says_it_is_from_is_one_line_that_names_the_setting(given: str) -> None:
+    """Nobody would be let in by it, and nobody would know why."""
+    with pytest.raises(StartupFailed) as failed:
+        Settings.from_env({"ROLLCALL_CORS_ORIGINS": f"https://school.example,{given}"})
+
+    assert str(failed.value).startswith("ROLLCALL_CORS_ORIGINS must be origins like https://school.example")
+    assert "\n" not in str(failed.value)
+
+
 def test_tokens_are_signed_with_a_secret_or_with_published_keys_and_never_with_either() -> None:
     secret, url = {"ROLLCALL_JWT_SECRET": "s" * 32}, {"ROLLCALL_JWT_JWKS_URL": "https://login.example/keys"}
 

@@ -156,8 +156,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
     async def _take_connect(self, link: Link, namespace: str, rest: str) -> None:
         auth = _read(rest) if rest else None
         if namespace not in NAMESPACES:
-            error = self.packet_class(packet.CONNECT_ERROR, namespace=namespace, data={"message": "Invalid namespace"})
-            await self._send_packet(link.sid, error)
+            why = {"message": "Invalid namespace", "data": {"code": "invalid"}}
+            await self._send_packet(link.sid, self.packet_class(packet.CONNECT_ERROR, namespace=namespace, data=why))
         else:
             await self._handle_connect(link.sid, namespace, auth)
             sid = self.manager.sid_from_eio_sid(link.sid, namespace)
