@@ -106,7 +106,7 @@ def _origins(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
     origins = _listed(environ, name)
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
-            raise StartupFailed(f"{name} must be origins like https://school.example, separated by commas, or *: not {origin!r}")
+            raise StartupFailed(f"{name} must be origins like https://a.example, separated by commas, or *; not {origin!r}")
     return origins
 
 

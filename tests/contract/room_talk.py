@@ -120,7 +120,10 @@ class World:
         self.relay = Relay(self.read_roll)
         self.listener = Listener(redis, self.names.heartbeat_channel(self.gateway_id))
         self.errands = Errands()
-        self.rooms = Rooms(redis, self.names, self.listener, self.errands, self.fetch, self.relay.tell, self.relay.tell_left)
+        relay = self.relay
+        self.rooms = Rooms(
+            redis, self.names, self.listener, self.errands, self.fetch, relay.tell, relay.tell_left, relay.tell_back
+        )
         self.presence = Presence(redis, self.names, self.listener, self.gateway_id, utc_now, self.rooms.staffed)
         self.watchers = Watchers(self.relay.tell_turn, self.relay.tell_active)
         self.courses = Courses(

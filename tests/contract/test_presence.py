@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import patch
@@ -14,73 +14,31 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisGone
 
 from gateway.presence import ALIVE_SECONDS, BEAT_SECONDS, GRACE_SECONDS, KEPT_SECONDS, REPEAT_SECONDS, TOLD_SECONDS
-from gateway.statements import Statement, decode_statement
+from gateway.statements import Statement
 from shared.clock import parse_rfc3339, utc_now
 from shared.errors import Unavailable
 from shared.live import Names
-from tests.contract.room_talk import SECONDS, SID, Ear, World, a_world, until
-
-ANN, BEN = "s2", "s3"
-GRACE = 0.3
+from tests.contract.presence_talk import (
+    ANN,
+    BEN,
+    GRACE,
+    a_marker,
+    a_student,
+    a_teacher,
+    becomes_online,
+    eventually,
+    gateways,
+    has_said,
+    left,
+    said,
+    shorten_waits,
+)
+from tests.contract.room_talk import SID, World, a_world, until
 
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a test does not take as long as a lecture; the proportions stay."""
-    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", GRACE)
-    monkeypatch.setattr("gateway.presence.BEAT_SECONDS", 0.1)
-    monkeypatch.setattr("gateway.presence.REPEAT_SECONDS", 0.2)
-    monkeypatch.setattr("gateway.presence.ALIVE_SECONDS", 1)
-    monkeypatch.setattr("gateway.presence._AGAIN_SECONDS", 0.05)
-
-
-@asynccontextmanager
-async def gateways(url: str) -> AsyncIterator[tuple[World, World]]:
-    """Run two gateways of one deployment."""
-    names = Names(f"test-{uuid4().hex}")
-    async with a_world(url, names=names) as here, a_world(url, names=names) as there:
-        yield here, there
-
-
-async def a_student(world: World, student_id: str = ANN) -> str:
-    """Count in a student who has joined; return their socket."""
-    ear = await world.a_socket("student", student_id)
-    world.presence.enter(SID, student_id, ear.member.sid)
-    return ear.member.sid
-
-
-async def a_teacher(world: World) -> Ear:
-    """Let a teacher in, and see that their gateway listens to who leaves."""
-    ear, _ = await world.a_listener()
-    await eventually(lambda: world.listening_to(world.names.presence_channel(SID)), lambda count: count >= 1)
-    return ear
-
-
-async def eventually(ask: Callable[[], Awaitable[Any]], fits: Callable[[Any], bool], seconds: float = SECONDS) -> None:
-    """Ask until the answer fits: Valkey tells nobody."""
-    async with asyncio.timeout(seconds):
-        while not fits(await ask()):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-async def becomes_online(world: World, *students: str) -> None:
-    """Wait until just these are connected, as seen from here."""
-    await eventually(lambda: world.presence.online(SID), lambda online: set(online) == set(students))
-
-
-async def said(world: World) -> Statement:
-    """Read what this gateway has said."""
-    body = await world.redis.hget(world.names.presence(SID), world.gateway_id)
-    return decode_statement(body) if isinstance(body, bytes) else Statement()
-
-
-async def has_said(world: World, *students: str) -> None:
-    """Wait until Redis has it that just these are connected here."""
-    await eventually(lambda: said(world), lambda found: found.here.keys() == set(students))
-
-
-def left(ear: Ear) -> list[str]:
-    return [payload["student_id"] for payload in ear.of("studentLeft")]
+    shorten_waits(monkeypatch)
 
 
 def test_the_real_waits_are_those_of_the_design() -> None:
@@ -130,14 +88,6 @@ async def test_who_has_gone_is_told_to_staff_on_every_gateway_once_and_after_the
         assert time.monotonic() - began >= GRACE
         await a_marker(here, ears, "marker")
         assert [left(ear) for ear in ears] == [[ANN, "marker"]] * 2
-
-
-async def a_marker(world: World, ears: list[Ear], student_id: str) -> None:
-    """Have another student leave, and wait until that is heard: whatever was still to come has come by then."""
-    sid = await a_student(world, student_id)
-    world.presence.leave_all(sid)
-    for ear in ears:
-        await until(lambda ear=ear: left(ear)[-1:] == [student_id])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("back", ["here", "there"])

@@ -129,8 +129,12 @@ async def test_who_leaves_on_purpose_has_left_at_once_and_keeps_the_record(rig: 
         data = await teacher.ask("getAttendanceSessionData", lecture.about)
         [record] = [record for record in data["attendanceRecords"] if record["student_id"] == ann]
         assert (record["status"], data["seq"]) == ("present", 2)
-        assert (await student.ask("joinAttendanceSession", lecture.about))["ok"]
+        first = await teacher.heard("studentJoinedAttendance")
+        again = await student.ask("joinAttendanceSession", lecture.about)
         await becomes_online(teacher, lecture, ann)
+        # What was answered first, and that they are back.
+        assert (again["joined_at"], again["seq"]) == (first["joined_at"], first["seq"])
+        assert await teacher.heard("studentJoinedAttendance") == first
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ async def _serving(
     listener = Listener(redis, names.heartbeat_channel(gateway_id))
     relay = Relay(partial(requests.read_roll, GATEWAY))
     errands = Errands()
-    rooms = Rooms(redis, names, listener, errands, requests.read_changes, relay.tell, relay.tell_left)
+    rooms = Rooms(redis, names, listener, errands, requests.read_changes, relay.tell, relay.tell_left, relay.tell_back)
     presence = Presence(redis, names, listener, gateway_id, clock, rooms.staffed)
     watchers = Watchers(relay.tell_turn, relay.tell_active)
     courses = Courses(

@@ -208,14 +208,15 @@ class Commands:
         """Have who has joined listen, unless they have left the course meanwhile."""
         if joined.enrolled:
             self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
-            self._count_in(room.session_id, asked.socket)
+            # A first join is never older than what asked for it.
+            self._count_in(room.session_id, asked.socket, again=joined.joined_at < rfc3339(asked.received_at))
 
     def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
         """Have who has synced listen; a student who has joined counts as connected."""
         kind: Kind = "staff" if synced.as_staff else "student"
         self._let_in(room, asked.socket, kind, synced.seq, synced.session.course_id)
         if synced.joined and not synced.as_staff:
-            self._count_in(room.session_id, asked.socket)
+            self._count_in(room.session_id, asked.socket, again=True)
 
     def _let_in(
         self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True
@@ -226,9 +227,9 @@ class Commands:
         self._rooms.admit(room, member, seq, course_id=course_id, statistics_known=statistics_known)
         self._courses.host(course_id)
 
-    def _count_in(self, session_id: str, socket: Socket) -> None:
+    def _count_in(self, session_id: str, socket: Socket, *, again: bool) -> None:
         if not socket.gone:
-            self._presence.enter(session_id, socket.actor.id, socket.sid)
+            self._presence.enter(session_id, socket.actor.id, socket.sid, again=again)
 
 
 def _kind(actor: Actor, course: Course) -> Kind:

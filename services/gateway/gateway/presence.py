@@ -19,7 +19,7 @@ from msgspec import MsgspecError, json
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 
-from gateway.statements import Left, Statement, decode_statement, must_tell
+from gateway.statements import Moved, Statement, decode_statement, must_tell
 from shared.clock import Clock, rfc3339
 from shared.errors import Unavailable
 from shared.live import AWAY, Listener, Names, publish_live, uncancelled
@@ -83,6 +83,8 @@ class Presence:
         """What is to be said of each session: the truth about this gateway."""
         self._changed: set[str] = set()
         """The sessions of which Redis has not been told all."""
+        self._back: defaultdict[str, set[str]] = defaultdict(set)
+        """Of each session, who has a socket again: staff may have been told that they left."""
         self._due: list[_Due] = []
         """A heap. What it has of those who came back since is passed over."""
         self._peers: frozenset[str] = frozenset()
@@ -92,8 +94,11 @@ class Presence:
         self._handing_over = False
         listener.after_reconnecting(self._say_all_again)
 
-    def enter(self, session_id: str, student_id: str, sid: str) -> None:
-        """Count a socket of a student who has joined. Redis hears of it a moment later; repeats are free."""
+    def enter(self, session_id: str, student_id: str, sid: str, *, again: bool = False) -> None:
+        """Count a socket of a student who has joined. Redis hears of it a moment later; repeats are free.
+
+        Who had joined before comes `again`: staff who were told that they left are told that they are back.
+        """
         sessions = self._by_socket.setdefault(sid, {})
         if session_id in sessions:
             return
@@ -102,6 +107,8 @@ class Presence:
         own.here[student_id] = own.here.get(student_id, 0) + 1
         own.gone.pop(student_id, None)
         own.told.pop(student_id, None)
+        if again and own.here[student_id] == 1:
+            self._back[session_id].add(student_id)
 
     def leave(self, session_id: str, sid: str, *, at_once: bool = False) -> bool:
         """Count a socket out; staff hear of it if it was the student's last, after a grace or `at_once`. False: not in."""
@@ -175,6 +182,7 @@ class Presence:
         # Of two gateways that settle departures of one student, one must see the other's: so each says its own, then reads.
         due = self._take_due()
         await self._say_changed()
+        await self._tell_back()
         if due:
             await self._settle(due)
             # Whoever finds this gateway dead must not tell again.
@@ -220,6 +228,7 @@ class Presence:
     def _depart(self, session_id: str, student_id: str, left_at: Time, seconds: float) -> None:
         """Note a departure that is to be settled after a while."""
         self._own_of(session_id).gone[student_id] = left_at
+        self._back[session_id].discard(student_id)
         heappush(self._due, _Due(asyncio.get_running_loop().time() + seconds, session_id, student_id, left_at))
 
     def _take_due(self) -> dict[str, dict[str, Time]]:
@@ -262,12 +271,30 @@ class Presence:
                 if not self._own[session_id] and session_id not in self._changed:
                     del self._own[session_id]
 
+    async def _tell_back(self) -> None:
+        """Tell of those who are back, behind what says that they are here: nobody tells that they left any more."""
+        back, self._back = self._back, defaultdict(set)
+        messages = [
+            (
+                self._names.presence_channel(session_id),
+                json.encode([Moved(student_id, None) for student_id in sorted(students)]),
+            )
+            for session_id, students in back.items()
+            if students
+        ]
+        try:
+            await publish_live(self._redis, messages)
+        except Unavailable:
+            for session_id, students in back.items():
+                self._back[session_id] |= students
+            raise
+
     async def _settle(self, due: Mapping[str, Mapping[str, Time]]) -> None:
         """Tell of the students who have been gone long enough and are nowhere else, where no other gateway does."""
         told_at = rfc3339(self._clock())
         left = {
             session_id: [
-                Left(student_id, left_at)
+                Moved(student_id, left_at)
                 for student_id, left_at in due[session_id].items()
                 # Whoever came back here meanwhile is gone no more.
                 if self._is_gone(session_id, student_id, left_at) and must_tell(self._id, student_id, left_at, others)

@@ -11,7 +11,7 @@ from gateway.engine.fanout import Said, emit
 from gateway.requests import answered
 from gateway.room import Member, Room
 from gateway.rooms import PROGRESS_SECONDS
-from gateway.statements import Left
+from gateway.statements import Moved
 from gateway.watchers import Turn
 from shared.messages import (
     ActiveSession,
@@ -48,10 +48,16 @@ class Relay:
                 return self._closed(room, closed, members, only)
         return None
 
-    def tell_left(self, room: Room, left: Sequence[Left]) -> None:
+    def tell_left(self, room: Room, left: Sequence[Moved]) -> None:
         """Tell a room's staff which students are no longer connected."""
         said = [("studentLeft", views.student_left(room.session_id, each.student_id, each.left_at)) for each in left]
         emit(said, room.staff_members.values())
+
+    async def tell_back(self, room: Room, student_ids: Collection[str]) -> None:
+        """Tell a room's staff which students who had left are connected again, as they were told of the joins themselves."""
+        read = await self._whole(room)
+        back = [record for record in read.records if record.student_id in student_ids and record.student_id not in room.away]
+        emit([("studentJoinedAttendance", views.student_back(record)) for record in back], room.staff_members.values())
 
     def tell_turn(self, turn: Turn, members: Collection[Member]) -> None:
         """Tell some of a course's watchers that a session is on or over."""

@@ -55,6 +55,8 @@ class Room:
     ahead: dict[str, int] = field(default_factory=dict)
     """Sockets whose answer was newer than the room: up to which number they know already."""
     hears_of_presence: bool = False
+    away: set[str] = field(default_factory=set)
+    """The students who left, as staff here were told, and are not back."""
     deaf: bool = False
     """Whether it has been said that Redis confirms nothing, and nothing was confirmed since."""
     mending: asyncio.Task[None] | None = None

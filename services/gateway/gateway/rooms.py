@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from gateway.errands import Errands
 from gateway.room import Member, Room, without_gaps
-from gateway.statements import Left, decode_left
+from gateway.statements import Moved, decode_moved
 from shared.errors import Refused, Unavailable
 from shared.live import AWAY, Listener, Names, Ready, uncancelled
 from shared.messages import ChangesRead, Event, EventData, decode_event
@@ -29,8 +29,10 @@ PROGRESS_SECONDS: Final = 0.25
 
 Tell = Callable[[Room, Event[EventData], Member | None], Awaitable[None] | None]
 """Turns an event into what clients hear, for a whole room or for one member; what it returns is awaited before the next."""
-TellLeft = Callable[[Room, Sequence[Left]], None]
+TellLeft = Callable[[Room, Sequence[Moved]], None]
 """Tells a room's staff who has left."""
+TellBack = Callable[[Room, Collection[str]], Awaitable[None]]
+"""Tells a room's staff which students are back who had left."""
 
 
 class Rooms:
@@ -45,8 +47,9 @@ class Rooms:
         fetch: Callable[[str, int], Awaitable[ChangesRead]],
         tell: Tell,
         tell_left: TellLeft,
+        tell_back: TellBack,
     ) -> None:
-        """`fetch(session_id, since_seq)` reads what was missed; `tell` and `tell_left` are the relay's."""
+        """`fetch(session_id, since_seq)` reads what was missed; `tell`, `tell_left` and `tell_back` are the relay's."""
         self._redis = redis
         self._names = names
         self._listener = listener
@@ -54,6 +57,7 @@ class Rooms:
         self._fetch = fetch
         self._tell = tell
         self._tell_left = tell_left
+        self._tell_back = tell_back
         self._rooms: dict[str, Room] = {}
         self._by_socket: dict[str, set[str]] = {}
 
@@ -208,7 +212,15 @@ class Rooms:
             self._receive(room, event)
 
     def _heard_of_presence(self, room: Room, body: bytes) -> None:
-        self._tell_left(room, decode_left(body))
+        moved = decode_moved(body)
+        left = [each for each in moved if each.left_at is not None]
+        back = room.away.intersection(each.student_id for each in moved if each.left_at is None)
+        room.away.difference_update(back)
+        room.away.update(each.student_id for each in left)
+        if left:
+            self._tell_left(room, left)
+        if back:
+            self._errands.start(self._tell_back(room, back))
 
     def _receive(self, room: Room, event: Event[EventData]) -> None:
         if room.seq is not None and event.sequence <= room.seq:
@@ -286,6 +298,7 @@ class Rooms:
             # Looked at one by one: somebody may come in while the room before is being left.
             if room.hears_of_presence and not room.staff_members:
                 room.hears_of_presence = False
+                room.away.clear()
                 await self._listener.unsubscribe(self._names.presence_channel(room.session_id))
             # Who comes back at once must not be told of the statistics sooner than the throttle allows.
             if room.members or room.entering or room.holds or now < room.progress_at + PROGRESS_SECONDS:

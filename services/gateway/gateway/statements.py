@@ -7,16 +7,17 @@ from msgspec import Struct, json
 from shared.messages import Time
 
 
-class Left(Struct, frozen=True):
-    """A student who has no socket any more; what gateways tell each other on a presence channel is a list of these."""
+class Moved(Struct, frozen=True):
+    """A student who has gone or come back; what gateways tell each other on a presence channel is a list of these."""
 
     student_id: str
-    left_at: Time
+    left_at: Time | None
+    """When their last socket went; None where they have one again."""
 
 
-def decode_left(body: bytes) -> list[Left]:
+def decode_moved(body: bytes) -> list[Moved]:
     """Read one message of a presence channel; raise msgspec.MsgspecError when it is none."""
-    return json.decode(body, type=list[Left])
+    return json.decode(body, type=list[Moved])
 
 
 class Statement(Struct, omit_defaults=True):

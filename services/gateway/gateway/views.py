@@ -77,6 +77,18 @@ def student_joined(session_id: str, change: Change) -> View:
     }
 
 
+def student_back(record: Record) -> View:
+    """Tell staff that a student who had left is connected again (studentJoinedAttendance): how they stand by now."""
+    return {
+        "session_id": record.session_id,
+        "student_id": record.student_id,
+        "student_name": record.student_name,
+        "joined_at": record.joined_at,
+        "status": record.status,
+        "seq": record.seq,
+    }
+
+
 def synced(answer: RollSynced) -> View:
     """Show what changed on a roll (the acknowledgement of syncAttendanceSession)."""
     return {
@@ -180,7 +192,7 @@ def record_after(session_id: str, change: Change) -> Record:
     )
 
 
-def student_left(session_id: str, student_id: str, left_at: str) -> View:
+def student_left(session_id: str, student_id: str, left_at: str | None) -> View:
     """Tell staff that a student is no longer connected (studentLeft)."""
     return {"session_id": session_id, "student_id": student_id, "left_at": left_at}
 
