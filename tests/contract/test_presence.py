@@ -14,7 +14,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisGone
 
 from gateway.presence import ALIVE_SECONDS, BEAT_SECONDS, GRACE_SECONDS, KEPT_SECONDS, REPEAT_SECONDS, TOLD_SECONDS
-from gateway.statements import Statement
+from gateway.statements import Statement, decode_moved
 from shared.clock import parse_rfc3339, utc_now
 from shared.errors import Unavailable
 from shared.live import Names
@@ -33,7 +33,7 @@ from tests.contract.presence_talk import (
     said,
     shorten_waits,
 )
-from tests.contract.room_talk import SID, World, a_world, until
+from tests.contract.room_talk import SECONDS, SID, World, a_world, until
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +139,27 @@ async def test_two_sockets_that_go_at_the_same_moment_are_one_departure(redis_ur
         for world in (here, there):
             await a_marker(world, [ear], world.gateway_id)
         assert left(ear).count(ANN) == 1
+
+
+async def test_of_many_who_go_together_a_part_is_told_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody else waits for it; in the order in which they went."""
+    monkeypatch.setattr("gateway.presence._SETTLED_AT_ONCE", 2)
+    students = [f"m{number}" for number in range(5)]
+    sockets = [await a_student(world, student_id) for student_id in students]
+    await has_said(world, *students)
+
+    async with world.redis.pubsub() as heard:
+        await heard.subscribe(world.names.presence_channel(SID))
+        told: list[list[str]] = []
+        async with asyncio.timeout(SECONDS):
+            assert (await heard.parse_response())[0] == b"subscribe"
+            for sid in sockets:
+                world.presence.leave_all(sid)
+            while sum(map(len, told)) < len(students):
+                message = await heard.parse_response()
+                told.append([each.student_id for each in decode_moved(message[2])])
+    assert [student for part in told for student in part] == students
+    assert max(map(len, told)) <= 2
 
 
 async def test_two_tabs_on_one_gateway_are_one_student(world: World) -> None:

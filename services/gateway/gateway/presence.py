@@ -41,6 +41,8 @@ _GATHER_SECONDS: Final = 0.05
 _LONGEST_GATHER_SECONDS: Final = 1.0
 _AGAIN_SECONDS: Final = 1.0
 _CHUNK: Final = 100
+_SETTLED_AT_ONCE: Final = 2000
+"""How many departures are settled in one go: a school that goes home would hold up everybody else for tens of milliseconds."""
 
 # What it takes of the loop to ask Redis once, and for each command and byte, as measured: so long a pause follows that all
 # of it stays below this share.
@@ -180,11 +182,14 @@ class Presence:
             self._forget_told()
             self._changed |= self._own.keys()
         # Of two gateways that settle departures of one student, one must see the other's: so each says its own, then reads.
-        due = self._take_due()
         await self._say_changed()
         await self._tell_back()
-        if due:
-            await self._settle(due)
+        settled = False
+        while self._due and self._due[0].at <= now:
+            if due := self._take_due(now):
+                await self._settle(due)
+                settled = True
+        if settled:
             # Whoever finds this gateway dead must not tell again.
             await self._say_changed()
 
@@ -231,11 +236,12 @@ class Presence:
         self._back[session_id].discard(student_id)
         heappush(self._due, _Due(asyncio.get_running_loop().time() + seconds, session_id, student_id, left_at))
 
-    def _take_due(self) -> dict[str, dict[str, Time]]:
-        """Take out whose time has come, by session and student; what becomes of them must be settled now."""
-        now = asyncio.get_running_loop().time()
+    def _take_due(self, now: float) -> dict[str, dict[str, Time]]:
+        """Take out whose time has come, by session and student, the first of many; they must be settled now."""
         due = defaultdict[str, dict[str, Time]](dict)
-        while self._due and self._due[0].at <= now:
+        for _ in range(_SETTLED_AT_ONCE):
+            if not self._due or self._due[0].at > now:
+                break
             _, session_id, student_id, left_at = heappop(self._due)
             if self._is_gone(session_id, student_id, left_at):
                 due[session_id][student_id] = left_at
