@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from datetime import timedelta
 from heapq import heapify, heappop, heappush
+from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -180,7 +181,8 @@ class Presence:
         if self._repeat_at <= now:
             self._repeat_at = now + REPEAT_SECONDS
             self._forget_told()
-            self._changed |= self._own.keys()
+            # Whom it has merely told of Redis keeps for longer than that matters.
+            self._changed |= {session_id for session_id, own in self._own.items() if own.here or own.gone or not own}
         # Of two gateways that settle departures of one student, one must see the other's: so each says its own, then reads.
         await self._say_changed()
         await self._tell_back()
@@ -212,6 +214,7 @@ class Presence:
     async def _say_all_again(self) -> None:
         """Begin anew with a Redis that may have lost everything. So do the others: each departure gets another grace."""
         self._beat_at = self._repeat_at = 0.0
+        self._changed |= self._own.keys()
         at = asyncio.get_running_loop().time() + GRACE_SECONDS
         self._due = [
             _Due(at, session_id, student_id, left_at)
@@ -254,7 +257,9 @@ class Presence:
     def _forget_told(self) -> None:
         before = rfc3339(self._clock() - timedelta(seconds=TOLD_SECONDS))
         for own in self._own.values():
-            own.told = {student_id: told_at for student_id, told_at in own.told.items() if told_at > before}
+            # Oldest first, as they were told.
+            for student_id, _ in list(takewhile(lambda item: item[1] <= before, own.told.items())):
+                del own.told[student_id]
 
     async def _say_changed(self) -> None:
         """Tell Redis what it does not know. Where that fails, all is said again."""
@@ -315,6 +320,7 @@ class Presence:
                 if own.gone.get(student_id) == left_at:
                     del own.gone[student_id]
                     if student_id in told:
+                        own.told.pop(student_id, None)
                         own.told[student_id] = told_at
 
     async def _read(self, session_ids: Collection[str]) -> dict[str, dict[str, Statement]]:
