@@ -34,6 +34,10 @@ class Sizes:
 
     width: tuple[int, ...] = (2, 4, 8)
     quiet_seconds: float = 2.0
+    gone_seconds: tuple[float, float] = (2.0, 6.5)
+    """When, after a round, Rollcall may be telling staff of those who have gone: 5 s after they have, or what a round takes
+    sooner."""
+
     settle_seconds: float = 1.0
     """What processes have to do still when something has begun or ended is not counted: they are left alone so long."""
 
@@ -58,6 +62,7 @@ SMALL = Sizes(
     smaller_crowd=0,
     width=(2, 3),
     quiet_seconds=0.1,
+    gone_seconds=(0.0, 0.0),
     settle_seconds=0.1,
     filled=(100,),
     in_flight=(20,),

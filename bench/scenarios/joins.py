@@ -1,5 +1,6 @@
 """Durable joins per second: every student joins every lecture, one lecture after the other, with so many joins in flight."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,14 +17,40 @@ FEW_IN_FLIGHT = 100
 
 def joins(run: Run) -> Iterator[Row]:
     """One gateway and one of each service, against P1; P3 shows, with the most in flight, where the library's ceiling is."""
+    aftermath = Aftermath(run.sizes.gone_seconds)
     for _ in run.rounds():
         for in_flight in run.sizes.in_flight:
             case = f"{in_flight:,} in flight"
             workload = Workload(students=run.sizes.students, lectures=lectures(run.sizes, in_flight), in_flight=in_flight)
             for system in rivals(run):
+                aftermath.over()
                 yield Row("joins", case, system.name, play(run, system, workload))
+                if system.name == Ours.name:
+                    aftermath.begins()
             if in_flight == max(run.sizes.in_flight) and run.wants(Echo.name):
+                aftermath.over()
                 yield Row("joins", case, Echo.name, play(run, run.cast.echo, workload, staffed=False))
+
+
+class Aftermath:
+    """What Rollcall does when a round is over: its students have gone, which staff are told after some seconds.
+
+    It is nobody's: no round that would meet it begins before it is over.
+    """
+
+    def __init__(self, between: tuple[float, float]) -> None:
+        self._first, self._last = between
+        self._began = -self._last
+
+    def begins(self) -> None:
+        """Note that a round of Rollcall's is over."""
+        self._began = time.monotonic()
+
+    def over(self) -> None:
+        """Wait, if what begins now would meet it."""
+        since = time.monotonic() - self._began
+        if self._first < since < self._last:
+            time.sleep(self._last - since)
 
 
 def lectures(sizes: Sizes, in_flight: int) -> int:

@@ -21,7 +21,7 @@ class Scenario(NamedTuple):
 SCENARIOS: Final = {
     scenario.play.__name__: scenario
     for scenario in (
-        Scenario(joins, 135),
+        Scenario(joins, 160),
         Scenario(two, 58),
         Scenario(burst, 30),
         Scenario(quiet, 8),
