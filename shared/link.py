@@ -6,7 +6,8 @@ every kind of trouble: drop the whole connection and make a new one.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 
@@ -36,8 +37,8 @@ class Link:
         name: str,
         *,
         connect: Callable[[Lose], Awaitable[None]],
-        probe: Callable[[], Awaitable[None]],
-        disconnect: Callable[[], Awaitable[None]],
+        probe: Callable[[], Coroutine[Any, Any, None]],
+        disconnect: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._name = name
         self._connect = connect
@@ -47,6 +48,8 @@ class Link:
         self._pause_seconds = _SHORTEST_PAUSE_SECONDS
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        """What was given up, and has not ended yet."""
 
     @property
     def up(self) -> bool:
@@ -77,6 +80,8 @@ class Link:
             await asyncio.wait({keeper}, timeout=_CANCEL_AGAIN_SECONDS)
         self._up.clear()
         await self._clear_away()
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=_DISCONNECT_TIMEOUT_SECONDS)
 
     async def _open_and_keep(self) -> None:
         if not await self._brought_up():
@@ -132,8 +137,7 @@ class Link:
             if self._lost.done():
                 return self._lost.result()
             try:
-                async with asyncio.timeout(_PROBE_TIMEOUT_SECONDS):
-                    await self._probe()
+                await self._bounded(self._probe(), _PROBE_TIMEOUT_SECONDS)
                 # Only now: a connection that is lost at once, time and again, is made anew more and more slowly too.
                 self._pause_seconds = _SHORTEST_PAUSE_SECONDS
             except Exception as error:
@@ -141,7 +145,33 @@ class Link:
 
     async def _clear_away(self) -> None:
         try:
-            async with asyncio.timeout(_DISCONNECT_TIMEOUT_SECONDS):
-                await self._disconnect()
+            await self._bounded(self._disconnect(), _DISCONNECT_TIMEOUT_SECONDS)
         except Exception as error:
             log.debug("link.not_closed_cleanly", link=self._name, reason=f"{type(error).__name__}: {error}")
+
+    async def _bounded(self, doing: Coroutine[Any, Any, None], seconds: float) -> None:
+        """Do something that takes no longer than that, whatever it makes of being cancelled; raise TimeoutError then.
+
+        `asyncio.timeout` cancels once, and a library that is writing to a broker which reads no more waits on after that.
+        """
+        task = asyncio.create_task(doing, name=f"link {self._name}")
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+        finally:
+            if not task.done():
+                ending = asyncio.create_task(_end(task), name=f"link {self._name} ending")
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+        if not task.done():
+            raise TimeoutError
+        await task
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task as often as it takes."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+    # Nobody is left to ask how it went.
+    if not task.cancelled():
+        task.exception()

@@ -158,6 +158,7 @@ class Outgoing(Line):
                 while not self.up:
                     await self._link.wait_up()
                 assert self._confirmed is not None
+                lose = self.lose
                 with own_cancellations():
                     await self._confirmed.basic_publish(
                         body,
@@ -170,16 +171,16 @@ class Outgoing(Line):
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
         except DeliveryError as error:
             if not isinstance(error, PublishError):
-                self._renew()
+                self._renew(lose)
             raise Unavailable(f"the broker did not take it: {reason(error)}") from error
         except CONNECTION_EXCEPTIONS as error:
             raise Unavailable(f"the broker did not confirm: {reason(error)}") from error
 
-    def _renew(self) -> None:
-        """Begin anew, at most now and then: only what RabbitMQ 3.10 refuses by mistake (0026) is mended by that."""
+    def _renew(self, lose: Lose) -> None:
+        """Begin anew, unless that is done, and seldom: it mends only what RabbitMQ 3.10 refuses by mistake (0026)."""
         if (now := monotonic()) >= self._renewed_at + _RENEW_SECONDS:
             self._renewed_at = now
-            self.lose("the broker takes nothing")
+            lose("the broker takes nothing")
 
     async def post(self, queue: str, body: bytes) -> None:
         """Write a message for a queue, waiting for nothing but room to write; raise Unavailable when there is none."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
@@ -21,6 +22,8 @@ class Connection:
         self.hangs = False
         """Whether an attempt hangs for ever."""
         self.lose: Lose = lambda reason: None
+        self.stubborn = False
+        """Whether to ask and to clear away never ends, and takes more than one cancellation."""
 
     async def connect(self, lose: Lose) -> None:
         if self.refusals:
@@ -35,10 +38,19 @@ class Connection:
         self.lose = lose
 
     async def probe(self) -> None:
-        """All is well."""
+        """All is well, unless it hangs."""
+        await self.hang()
 
     async def disconnect(self) -> None:
         self.cleared += 1
+        await self.hang()
+
+    async def hang(self) -> None:
+        """As a library does that writes to a broker which reads no more: it catches a cancellation, and waits on."""
+        if self.stubborn:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.Event().wait()
 
 
 @pytest.fixture
@@ -108,3 +120,36 @@ async def test_one_that_is_closed_while_it_tries_clears_away_and_tries_no_more(
     assert asyncio.all_tasks() <= before, "nobody is left who could try"
     assert (kept.up, connection.made) == (False, 0)
     assert connection.cleared >= 1
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what hangs is given up soon."""
+    monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(link, "_PROBE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(link, "_DISCONNECT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(link, "_CANCEL_AGAIN_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_hangs_though_it_is_cancelled_holds_up_no_new_connection(kept: Link, connection: Connection) -> None:
+    """Neither the probe nor the clearing away."""
+    await kept.open()
+    with capture_logs() as logs:
+        connection.stubborn = True
+        async with asyncio.timeout(10):
+            assert [await connection.attempts.get() for _ in range(2)] == ["made", "made"]
+        connection.stubborn = False
+    assert next(line["reason"] for line in logs if line["event"] == "link.lost").startswith("probe failed: TimeoutError")
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_hangs_though_it_is_cancelled_holds_up_no_end_and_leaves_nothing(kept: Link, connection: Connection) -> None:
+    before = asyncio.all_tasks()
+    await kept.open()
+    connection.stubborn = True
+
+    async with asyncio.timeout(10):
+        await kept.close()
+
+    assert asyncio.all_tasks() <= before
