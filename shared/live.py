@@ -65,7 +65,7 @@ class Names:
         return f"{self.prefix}:presence:{{{session_id}}}"
 
     def presence_channel(self, session_id: str) -> str:
-        """Where gateways tell each other who has left."""
+        """Where gateways tell each other who has left, and who is back."""
         return f"{self.prefix}:live:presence:{{{session_id}}}"
 
     def gateway(self, gateway_id: str) -> str:

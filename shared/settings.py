@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from shared.errors import StartupFailed
 
@@ -22,7 +22,8 @@ _AUTO_END_MINUTES = "15"
 _AUTO_END_MOST_MINUTES = 24 * 60
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 # As browsers write one: no path, no capitals. Apps have schemes of their own.
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9_.-]+(:[0-9]{1,5})?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"\*|null|file://|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
+_UNSAID_PORTS = {("http", 80), ("https", 443)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +106,17 @@ def _url(environ: Mapping[str, str], name: str) -> str:
 def _origins(environ: Mapping[str, str], name: str) -> tuple[str, ...]:
     origins = _listed(environ, name)
     for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
+        if not _ORIGIN.fullmatch(origin) or not _as_browsers_say(urlsplit(origin)):
             raise StartupFailed(f"{name} must be origins like https://a.example, separated by commas, or *; not {origin!r}")
     return origins
+
+
+def _as_browsers_say(origin: SplitResult) -> bool:
+    """Say whether its port is one, and not the scheme's own, which browsers leave out."""
+    try:
+        return (origin.scheme, origin.port) not in _UNSAID_PORTS
+    except ValueError:
+        return False
 
 
 def _networks(environ: Mapping[str, str], name: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.statements import decode_moved
 from shared.errors import Refused
 from tests.contract.presence_talk import (
     ANN,
@@ -17,7 +18,7 @@ from tests.contract.presence_talk import (
     left,
     shorten_waits,
 )
-from tests.contract.room_talk import NINE, SID, Ear, World, until
+from tests.contract.room_talk import NINE, SECONDS, SID, Ear, World, until
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,8 @@ async def test_who_comes_back_is_told_to_staff_on_every_gateway_as_they_stand(re
                 "student_name": "Student 2",
                 "joined_at": NINE,
                 "status": "present",
-                "seq": 2,
+                # Their record's is 2, which these rooms have not heard of yet.
+                "seq": 1,
             }
         await a_marker(there, ears, "marker")
         assert [returned(ear) for ear in ears] == [[ANN]] * 2
@@ -144,3 +146,59 @@ async def test_it_is_told_though_redis_is_away_just_then(world: World, monkeypat
     await until(lambda: returned(ear) == [ANN])
     assert refused.is_set()
     await has_said(world, ANN)
+
+
+async def test_who_came_and_went_while_the_roll_was_read_is_told_of_once(world: World) -> None:
+    """However many come back meanwhile, the roll is read once more."""
+    ear = await a_teacher(world)
+    await goes(world, ann := await a_student(world), [ear])
+    await goes(world, await a_student(world, BEN), [ear], BEN)
+    reads = world.reads
+    world.reading.clear()
+    ann = await a_student(world, again=True)
+    await until(lambda: world.reads > reads)
+
+    await goes(world, ann, [ear])
+    await a_student(world, BEN, again=True)
+    await a_student(world, again=True)
+    await becomes_online(world, ANN, BEN)
+    await has_said(world, ANN, BEN)
+    world.reading.set()
+
+    await until(lambda: sorted(returned(ear)) == [ANN, BEN])
+    await a_marker(world, [ear], "marker")
+    assert sorted(returned(ear)) == [ANN, BEN]
+    assert world.reads <= reads + 2
+
+
+async def test_a_first_join_is_no_news_among_gateways(world: World) -> None:
+    """Hundreds come at once."""
+    async with world.redis.pubsub() as heard:
+        await heard.subscribe(world.names.presence_channel(SID))
+        async with asyncio.timeout(SECONDS):
+            assert (await heard.parse_response())[0] == b"subscribe"
+            await a_student(world, ANN)
+            await has_said(world, ANN)
+            await a_student(world, BEN, again=True)
+            message = await heard.parse_response()
+    assert [(each.student_id, each.left_at) for each in decode_moved(message[2])] == [(BEN, None)]
+
+
+async def test_those_of_a_gateway_that_was_taken_for_dead_are_back_when_it_is(redis_url: str) -> None:
+    """It was only cut off, or stood still: the others have told that all its students left."""
+    async with gateways(redis_url) as (here, there):
+        ear = await a_teacher(there)
+        await a_student(here, ANN)
+        await becomes_online(there, ANN)
+        keep = here.presence._keep
+
+        async def stand_still() -> None:
+            """Say nothing."""
+
+        here.presence._keep = stand_still  # type: ignore[method-assign]
+        await here.redis.delete(here.names.gateway(here.gateway_id))
+        await until(lambda: left(ear) == [ANN])
+        here.presence._keep = keep  # type: ignore[method-assign]
+
+        await until(lambda: returned(ear) == [ANN])
+        await becomes_online(there, ANN)

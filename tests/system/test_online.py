@@ -136,6 +136,11 @@ async def test_who_leaves_on_purpose_has_left_at_once_and_keeps_the_record(rig: 
         assert (again["joined_at"], again["seq"]) == (first["joined_at"], first["seq"])
         assert await teacher.heard("studentJoinedAttendance") == first
 
+        await student.ask("leaveAttendanceSession", lecture.about)
+        await teacher.heard("studentLeft")
+        assert (await student.ask("syncAttendanceSession", lecture.about))["ok"]
+        assert await teacher.heard("studentJoinedAttendance") == first
+
 
 @pytest.fixture
 def third(cluster: Rig, tmp_path: Path) -> Iterator[Process]:

@@ -53,12 +53,29 @@ def test_what_is_no_network_is_one_line_that_names_the_setting(given: str) -> No
 
 def test_pages_of_other_origins_are_let_in_only_when_they_are_named() -> None:
     assert Settings.from_env({}).cors_origins == ()
-    named = ["https://school.example", "http://localhost:5173", "capacitor://localhost", "http://[::1]:8080", "*"]
+    named = [
+        "https://school.example",
+        "http://localhost:5173",
+        "capacitor://localhost",
+        "http://[::1]:8080",
+        "null",
+        "file://",
+        "*",
+    ]
     assert Settings.from_env({"ROLLCALL_CORS_ORIGINS": f" {' , '.join(named)},"}).cors_origins == tuple(named)
 
 
 @pytest.mark.parametrize(
-    "given", ["school.example", "https://school.example/", "https://School.example", "https://a.example https://b.example", "x"]
+    "given",
+    [
+        "school.example",
+        "https://school.example/",
+        "https://School.example",
+        "https://school.example:443",
+        "http://school.example:99999",
+        "https://a.example https://b.example",
+        "x",
+    ],
 )
 def test_what_no_browser_says_it_is_from_is_one_line_that_names_the_setting(given: str) -> None:
     """Nobody would be let in by it, and nobody would know why."""

@@ -208,8 +208,8 @@ class Commands:
         """Have who has joined listen, unless they have left the course meanwhile."""
         if joined.enrolled:
             self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
-            # A first join is never older than what asked for it.
-            self._count_in(room.session_id, asked.socket, again=joined.joined_at < rfc3339(asked.received_at))
+            # A first join is as old as what asked for it, unless it came before the roll was open.
+            self._count_in(room.session_id, asked.socket, again=joined.joined_at != rfc3339(asked.received_at))
 
     def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
         """Have who has synced listen; a student who has joined counts as connected."""

@@ -186,23 +186,24 @@ class Presence:
         # Of two gateways that settle departures of one student, one must see the other's: so each says its own, then reads.
         await self._say_changed()
         await self._tell_back()
-        settled = False
         while self._due and self._due[0].at <= now:
             if due := self._take_due(now):
                 await self._settle(due)
-                settled = True
-        if settled:
-            # Whoever finds this gateway dead must not tell again.
-            await self._say_changed()
+                # Whoever finds this gateway dead must not tell again.
+                await self._say_changed()
 
     async def _beat(self) -> None:
         """Stay alive, and see which other gateways have died since: nobody else tells of those who went with them."""
         pipeline = self._redis.pipeline(transaction=False)
+        pipeline.exists(self._names.gateway(self._id))
         pipeline.set(self._names.gateway(self._id), 1, ex=ALIVE_SECONDS)
         pipeline.hset(self._names.gateways(), self._id, "")
         pipeline.expire(self._names.gateways(), KEPT_SECONDS)
         pipeline.hkeys(self._names.gateways())
-        known = {peer.decode() for peer in (await self._ask(pipeline))[-1]} - {self._id}
+        lived, *_, peers = await self._ask(pipeline)
+        if not lived:
+            self._all_are_back()
+        known = {peer.decode() for peer in peers} - {self._id}
         alive = await self._alive(known)
         if dead := known - alive:
             pipeline.hdel(self._names.gateways(), *dead)
@@ -215,6 +216,7 @@ class Presence:
         """Begin anew with a Redis that may have lost everything. So do the others: each departure gets another grace."""
         self._beat_at = self._repeat_at = 0.0
         self._changed |= self._own.keys()
+        self._all_are_back()
         at = asyncio.get_running_loop().time() + GRACE_SECONDS
         self._due = [
             _Due(at, session_id, student_id, left_at)
@@ -223,6 +225,11 @@ class Presence:
         ]
         heapify(self._due)
         self._wake.set()
+
+    def _all_are_back(self) -> None:
+        """Have it said of all who are here: others may have taken this gateway for dead, and told that they left."""
+        for session_id, own in self._own.items():
+            self._back[session_id] |= own.here.keys()
 
     def _own_of(self, session_id: str) -> Statement:
         """Return what is to be said of a session, for a change."""
@@ -293,6 +300,7 @@ class Presence:
             for session_id, students in back.items()
             if students
         ]
+        self._spent_seconds += sum(len(body) * _BYTE_SECONDS for _, body in messages)
         try:
             await publish_live(self._redis, messages)
         except Unavailable:

@@ -53,11 +53,15 @@ class Relay:
         said = [("studentLeft", views.student_left(room.session_id, each.student_id, each.left_at)) for each in left]
         emit(said, room.staff_members.values())
 
-    async def tell_back(self, room: Room, student_ids: Collection[str]) -> None:
+    async def tell_back(self, room: Room) -> None:
         """Tell a room's staff which students who had left are connected again, as they were told of the joins themselves."""
-        read = await self._whole(room)
-        back = [record for record in read.records if record.student_id in student_ids and record.student_id not in room.away]
-        emit([("studentJoinedAttendance", views.student_back(record)) for record in back], room.staff_members.values())
+        while room.returned:
+            read = await self._whole(room)
+            back = [record for record in read.records if record.student_id in room.returned]
+            room.returned.clear()
+            # No further than the room has heard: clients take it for what they know.
+            said = [("studentJoinedAttendance", views.student_back(record, room.seq or record.seq)) for record in back]
+            emit(said, room.staff_members.values())
 
     def tell_turn(self, turn: Turn, members: Collection[Member]) -> None:
         """Tell some of a course's watchers that a session is on or over."""

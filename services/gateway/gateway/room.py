@@ -57,6 +57,9 @@ class Room:
     hears_of_presence: bool = False
     away: set[str] = field(default_factory=set)
     """The students who left, as staff here were told, and are not back."""
+    returned: set[str] = field(default_factory=set)
+    """Those who are back, of which staff are still to be told."""
+    telling_back: asyncio.Task[None] | None = None
     deaf: bool = False
     """Whether it has been said that Redis confirms nothing, and nothing was confirmed since."""
     mending: asyncio.Task[None] | None = None

@@ -31,8 +31,8 @@ Tell = Callable[[Room, Event[EventData], Member | None], Awaitable[None] | None]
 """Turns an event into what clients hear, for a whole room or for one member; what it returns is awaited before the next."""
 TellLeft = Callable[[Room, Sequence[Moved]], None]
 """Tells a room's staff who has left."""
-TellBack = Callable[[Room, Collection[str]], Awaitable[None]]
-"""Tells a room's staff which students are back who had left."""
+TellBack = Callable[[Room], Awaitable[None]]
+"""Tells a room's staff of the students who have `returned`, until there are none."""
 
 
 class Rooms:
@@ -216,11 +216,15 @@ class Rooms:
         left = [each for each in moved if each.left_at is not None]
         back = room.away.intersection(each.student_id for each in moved if each.left_at is None)
         room.away.difference_update(back)
-        room.away.update(each.student_id for each in left)
+        room.returned.update(back)
         if left:
+            gone = {each.student_id for each in left}
+            room.away.update(gone)
+            room.returned.difference_update(gone)
             self._tell_left(room, left)
-        if back:
-            self._errands.start(self._tell_back(room, back))
+        # One reading of the roll at a time, for all who come back meanwhile.
+        if room.returned and (room.telling_back is None or room.telling_back.done()):
+            room.telling_back = self._errands.start(self._tell_back(room))
 
     def _receive(self, room: Room, event: Event[EventData]) -> None:
         if room.seq is not None and event.sequence <= room.seq:
@@ -299,12 +303,13 @@ class Rooms:
             if room.hears_of_presence and not room.staff_members:
                 room.hears_of_presence = False
                 room.away.clear()
+                room.returned.clear()
                 await self._listener.unsubscribe(self._names.presence_channel(room.session_id))
             # Who comes back at once must not be told of the statistics sooner than the throttle allows.
             if room.members or room.entering or room.holds or now < room.progress_at + PROGRESS_SECONDS:
                 continue
             del self._rooms[room.session_id]
-            for task in filter(None, (room.mending, room.telling)):
+            for task in filter(None, (room.mending, room.telling, room.telling_back)):
                 task.cancel()
             if room.progress_due is not None:
                 room.progress_due.cancel()

@@ -77,15 +77,15 @@ def student_joined(session_id: str, change: Change) -> View:
     }
 
 
-def student_back(record: Record) -> View:
-    """Tell staff that a student who had left is connected again (studentJoinedAttendance): how they stand by now."""
+def student_back(record: Record, known_seq: int) -> View:
+    """Tell staff, who know the roll as of a number, that a student who had left is connected again: how they stand by now."""
     return {
         "session_id": record.session_id,
         "student_id": record.student_id,
         "student_name": record.student_name,
         "joined_at": record.joined_at,
         "status": record.status,
-        "seq": record.seq,
+        "seq": min(record.seq, known_seq),
     }
 
 
