@@ -95,6 +95,8 @@ class Presence:
         self._wake = asyncio.Event()
         self._spent_seconds = 0.0
         self._handing_over = False
+        self._lives = False
+        """Whether Redis has ever been told that this gateway lives."""
         listener.after_reconnecting(self._say_all_again)
 
     def enter(self, session_id: str, student_id: str, sid: str, *, again: bool = False) -> None:
@@ -201,8 +203,9 @@ class Presence:
         pipeline.expire(self._names.gateways(), KEPT_SECONDS)
         pipeline.hkeys(self._names.gateways())
         lived, *_, peers = await self._ask(pipeline)
-        if not lived:
+        if self._lives and not lived:
             self._all_are_back()
+        self._lives = True
         known = {peer.decode() for peer in peers} - {self._id}
         alive = await self._alive(known)
         if dead := known - alive:
