@@ -18,7 +18,7 @@ class Sizes:
     students: int = 500
     lectures: int = 60
     fewer_lectures: int = 20
-    """Where it is no matter of the most that can be done."""
+    """Where nothing is said of the most joins that can be had."""
 
     fewest_lectures: int = 10
     """Where few joins are in flight, and a full round would take too long."""

@@ -10,6 +10,7 @@ import pytest
 from rollcall.servers import Server, start_valkey
 from tests.conftest import thrown_away
 from tests.contract.bus_talk import Begin
+from tests.contract.presence_talk import GRACE
 from tests.contract.room_talk import World, a_world
 
 
@@ -44,3 +45,13 @@ async def world(redis_url: str) -> AsyncIterator[World]:
     """One gateway's rooms, watchers and presence."""
     async with a_world(redis_url) as world:
         yield world
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a test of who is connected does not take as long as a lecture; the proportions stay."""
+    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", GRACE)
+    monkeypatch.setattr("gateway.presence.BEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.presence.REPEAT_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.presence.ALIVE_SECONDS", 1)
+    monkeypatch.setattr("gateway.presence._AGAIN_SECONDS", 0.05)

@@ -6,23 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
-import pytest
-
 from gateway.statements import Statement, decode_statement
 from shared.live import Names
 from tests.contract.room_talk import SECONDS, SID, Ear, World, a_world, until
 
 ANN, BEN = "s2", "s3"
 GRACE = 0.3
-
-
-def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a test does not take as long as a lecture; the proportions stay."""
-    monkeypatch.setattr("gateway.presence.GRACE_SECONDS", GRACE)
-    monkeypatch.setattr("gateway.presence.BEAT_SECONDS", 0.1)
-    monkeypatch.setattr("gateway.presence.REPEAT_SECONDS", 0.2)
-    monkeypatch.setattr("gateway.presence.ALIVE_SECONDS", 1)
-    monkeypatch.setattr("gateway.presence._AGAIN_SECONDS", 0.05)
 
 
 @asynccontextmanager
@@ -50,8 +39,9 @@ async def a_teacher(world: World) -> Ear:
 async def eventually(ask: Callable[[], Awaitable[Any]], fits: Callable[[Any], bool], seconds: float = SECONDS) -> None:
     """Ask until the answer fits: Valkey tells nobody."""
     async with asyncio.timeout(seconds):
-        while not fits(await ask()):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        # Each look is a round trip, during which everybody else has their turn.
+        while not fits(await ask()):
+            pass
 
 
 async def becomes_online(world: World, *students: str) -> None:

@@ -16,14 +16,10 @@ from tests.contract.presence_talk import (
     gateways,
     has_said,
     left,
-    shorten_waits,
 )
 from tests.contract.room_talk import NINE, SECONDS, SID, Ear, World, until
 
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten_waits(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 def returned(ear: Ear) -> list[str]:

@@ -11,7 +11,6 @@ from gateway.engine.fanout import Said, emit
 from gateway.requests import answered
 from gateway.room import Member, Room
 from gateway.rooms import PROGRESS_SECONDS
-from gateway.statements import Moved
 from gateway.watchers import Turn
 from shared.messages import (
     ActiveSession,
@@ -24,6 +23,7 @@ from shared.messages import (
     RollRead,
     RollSubmitted,
     Statistics,
+    Time,
 )
 
 
@@ -48,9 +48,9 @@ class Relay:
                 return self._closed(room, closed, members, only)
         return None
 
-    def tell_left(self, room: Room, left: Sequence[Moved]) -> None:
-        """Tell a room's staff which students are no longer connected."""
-        said = [("studentLeft", views.student_left(room.session_id, each.student_id, each.left_at)) for each in left]
+    def tell_left(self, room: Room, left: Mapping[str, Time]) -> None:
+        """Tell a room's staff which students are no longer connected, and since when."""
+        said = [("studentLeft", views.student_left(room.session_id, *each)) for each in left.items()]
         emit(said, room.staff_members.values())
 
     async def tell_back(self, room: Room) -> None:

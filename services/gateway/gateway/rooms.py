@@ -6,7 +6,7 @@ fetched, what was heard is dropped: each listener hears each event once, in orde
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 
 from gateway.errands import Errands
 from gateway.room import Member, Room, without_gaps
-from gateway.statements import Moved, decode_moved
+from gateway.statements import decode_moved
 from shared.errors import Refused, Unavailable
 from shared.live import AWAY, Listener, Names, Ready, uncancelled
-from shared.messages import ChangesRead, Event, EventData, decode_event
+from shared.messages import ChangesRead, Event, EventData, Time, decode_event
 
 log = structlog.get_logger()
 
@@ -29,8 +29,8 @@ PROGRESS_SECONDS: Final = 0.25
 
 Tell = Callable[[Room, Event[EventData], Member | None], Awaitable[None] | None]
 """Turns an event into what clients hear, for a whole room or for one member; what it returns is awaited before the next."""
-TellLeft = Callable[[Room, Sequence[Moved]], None]
-"""Tells a room's staff who has left."""
+TellLeft = Callable[[Room, Mapping[str, Time]], None]
+"""Tells a room's staff which students have left, and when."""
 TellBack = Callable[[Room], Awaitable[None]]
 """Tells a room's staff of the students who have `returned`, until there are none."""
 
@@ -213,15 +213,13 @@ class Rooms:
 
     def _heard_of_presence(self, room: Room, body: bytes) -> None:
         moved = decode_moved(body)
-        left = [each for each in moved if each.left_at is not None]
+        left = {each.student_id: each.left_at for each in moved if each.left_at is not None}
         back = room.away.intersection(each.student_id for each in moved if each.left_at is None)
         room.away.difference_update(back)
         room.returned.update(back)
-        if left:
-            gone = {each.student_id for each in left}
-            room.away.update(gone)
-            room.returned.difference_update(gone)
-            self._tell_left(room, left)
+        room.away.update(left)
+        room.returned.difference_update(left)
+        self._tell_left(room, left)
         # One reading of the roll at a time, for all who come back meanwhile.
         if room.returned and (room.telling_back is None or room.telling_back.done()):
             room.telling_back = self._errands.start(self._tell_back(room))

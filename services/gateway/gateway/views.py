@@ -192,7 +192,7 @@ def record_after(session_id: str, change: Change) -> Record:
     )
 
 
-def student_left(session_id: str, student_id: str, left_at: str | None) -> View:
+def student_left(session_id: str, student_id: str, left_at: str) -> View:
     """Tell staff that a student is no longer connected (studentLeft)."""
     return {"session_id": session_id, "student_id": student_id, "left_at": left_at}
 
