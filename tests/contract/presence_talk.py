@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from gateway.statements import Statement, decode_statement
 from shared.live import Names
-from tests.contract.room_talk import SECONDS, SID, Ear, World, a_world, until
+from tests.contract.room_events import SID
+from tests.contract.room_talk import SECONDS, Ear, World, a_world, until
 
 ANN, BEN = "s2", "s3"
 GRACE = 0.3

@@ -19,7 +19,8 @@ from gateway.sockets import Attendance
 from gateway.usage import Usage
 from shared.errors import Refused
 from shared.messages import ActiveSessions, Actor, Course, Record, Role, RollJoined, RollRead, RollSynced
-from tests.contract.room_talk import COURSE, NINE, SID, Ear, World, a_session, active, statistics, whole_roll
+from tests.contract.room_events import COURSE, NINE, SID, a_session, active, statistics, whole_roll
+from tests.contract.room_talk import Ear, World
 
 SECRET = "a secret of at least thirty-two bytes"
 ABOUT = {"session_id": SID}

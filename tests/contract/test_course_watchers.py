@@ -13,20 +13,8 @@ from gateway.room import Kind
 from gateway.watchers import Watched
 from shared.errors import Refused, Unavailable
 from shared.messages import CourseChanged, Enrolled, Event, Role, SessionChanged, SessionStarted, Standing
-from tests.contract.room_talk import (
-    COURSE,
-    NINE,
-    SID,
-    Ear,
-    World,
-    a_close,
-    a_course,
-    a_join,
-    a_session,
-    active,
-    an_opening,
-    until,
-)
+from tests.contract.room_events import COURSE, NINE, SID, a_close, a_course, a_join, a_session, active, an_opening
+from tests.contract.room_talk import Ear, World, until
 
 numbers = itertools.count()
 STARTED, ENDED, ACTIVE = "courseSessionStarted", "courseSessionEnded", "activeSessionsData"

@@ -27,7 +27,8 @@ from tests.contract.presence_talk import (
     left,
     said,
 )
-from tests.contract.room_talk import SECONDS, SID, World, a_world, until
+from tests.contract.room_events import SID
+from tests.contract.room_talk import SECONDS, World, a_world, until
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 

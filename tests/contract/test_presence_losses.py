@@ -29,7 +29,8 @@ from tests.contract.presence_talk import (
     left,
     said,
 )
-from tests.contract.room_talk import SID, World, a_world, until
+from tests.contract.room_events import SID
+from tests.contract.room_talk import World, a_world, until
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 

@@ -11,25 +11,21 @@ from gateway.room import Kind, Member
 from gateway.rooms import PROGRESS_SECONDS
 from shared.errors import Refused, Unavailable
 from shared.messages import ChangeKind
-from tests.contract.room_talk import (
+from tests.contract.room_events import (
     COURSE,
     NINE,
-    SECONDS,
     SID,
-    Ear,
-    World,
     a_change,
     a_close,
     a_join,
     a_mark,
     a_submission,
-    a_world,
     an_opening,
     changed,
     joins,
     statistics,
-    until,
 )
+from tests.contract.room_talk import SECONDS, Ear, World, a_world, until
 
 
 async def test_a_student_hears_of_the_numbers_and_never_of_a_classmate(world: World) -> None:

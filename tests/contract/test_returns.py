@@ -17,7 +17,8 @@ from tests.contract.presence_talk import (
     has_said,
     left,
 )
-from tests.contract.room_talk import NINE, SECONDS, SID, Ear, World, until
+from tests.contract.room_events import NINE, SID
+from tests.contract.room_talk import SECONDS, Ear, World, until
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 

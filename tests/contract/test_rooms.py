@@ -19,7 +19,8 @@ from shared.errors import Refused, Unavailable
 from shared.live import open_redis
 from shared.messages import ChangesRead, Event, encode_event
 from shared.process import guarded
-from tests.contract.room_talk import COURSE, NINE, SECONDS, SID, Ear, World, a_close, a_join, a_world, joins, until
+from tests.contract.room_events import COURSE, NINE, SID, a_close, a_join, joins
+from tests.contract.room_talk import SECONDS, Ear, World, a_world, until
 
 # In order
 

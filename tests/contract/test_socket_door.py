@@ -9,11 +9,8 @@ from socketio.exceptions import ConnectionRefusedError
 
 from gateway.usage import USER_LIMIT
 from shared.errors import Refused
-from tests.contract.room_talk import (
-    SID,
-    World,
-    until,
-)
+from tests.contract.room_events import SID
+from tests.contract.room_talk import World, until
 from tests.contract.socket_talk import ABOUT, SECRET, Gateway, online
 
 

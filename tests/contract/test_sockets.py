@@ -14,20 +14,8 @@ from gateway.payloads import MAX_BULK_BYTES
 from rollcall.servers import Server
 from shared.errors import NO_ROLL, Refused
 from shared.messages import Actor, ChangesRead, Course
-from tests.contract.room_talk import (
-    COURSE,
-    NINE,
-    SID,
-    World,
-    a_close,
-    a_course,
-    a_join,
-    a_mark,
-    a_world,
-    an_opening,
-    joins,
-    until,
-)
+from tests.contract.room_events import COURSE, NINE, SID, a_close, a_course, a_join, a_mark, an_opening, joins
+from tests.contract.room_talk import World, a_world, until
 from tests.contract.socket_talk import ABOUT, AQuestion, Gateway, online
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import rabbitmq
 from tests.conftest import NewDatabase
 from tests.rabbitmq import RabbitMQ
 from tests.system.fixed_scene import FixedScene, a_fixed_scene
@@ -96,3 +97,9 @@ async def fixed_scene(rig: Rig, fixed_scenes: dict[int, tuple[FixedScene, dict[s
     for name, process in rig.processes.items():
         lines = process.log.read_bytes()[logged.get(name, 0) :].decode()
         assert not OUR_FAULT.search(lines), f"{name}: {lines}"
+
+
+@pytest.fixture
+def amqp_available(amqp_url: str) -> None:
+    """Skip, or fail, like every test that needs a broker; a private node is needed here whatever the URL is."""
+    rabbitmq.ensure_rabbitmq()

@@ -10,7 +10,7 @@ from shared.bus import OutgoingEvent
 from shared.errors import Unavailable
 from shared.memory_bus import MemoryBus
 from shared.outbox import Outbox, OutboxRow, outgoing
-from tests.contract.room_talk import a_close, a_join
+from tests.contract.room_events import a_close, a_join
 
 
 async def test_what_redis_did_not_take_is_told_when_it_is_back_and_once() -> None:

@@ -26,7 +26,7 @@ from shared.messages import (
 )
 from shared.outbox import OutboxRow, outgoing
 from shared.worker import Outcome, Worker, working
-from tests.contract.room_talk import a_close
+from tests.contract.room_events import a_close
 
 
 def a_join(student_id: str, *, seconds: float = 30) -> JoinRoll:
