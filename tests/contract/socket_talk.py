@@ -12,7 +12,7 @@ import msgspec
 from gateway.auth import Tokens, mint
 from gateway.commands import Commands
 from gateway.door import Door
-from gateway.engine.server import Reply
+from gateway.engine.server import Reply, Said
 from gateway.keys import Keys, Secret
 from gateway.requests import SECONDS
 from gateway.sockets import Attendance
@@ -191,7 +191,7 @@ class Gateway:
         link: Any = ear
         link.under_way += 1
         reply = AReply(link, ear.member.namespace, "", ear.member.sid)
-        self.attendance.begin(reply, event, [payload], len(msgspec.json.encode(payload)))
+        self.attendance.begin(reply, Said(event, [payload], len(msgspec.json.encode(payload))))
         return await reply.given
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Iterator
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,6 +26,10 @@ PATH: Final = "/socket.io/"
 MAX_UNDER_WAY: Final = 256
 """How many commands of one link may be under way at once."""
 BUSY_MS: Final = 1000
+_EVENT: Final = str(packet.EVENT)
+_FEW: Final = 128
+"""How many characters an event has that others may say as well. No token is as short as that: none is remembered."""
+_REMEMBERED: Final = 512
 _LINES: Final = (20, 0.5)
 _PREFIXES: Final = {namespace: prefix_of(namespace) for namespace in NAMESPACES}
 _NO_ENVIRON: Final[dict[str, Any]] = {}
@@ -90,28 +95,43 @@ class Reply(Struct):
 
     def give(self, answer: Any, event: str | None = None) -> None:
         """Acknowledge with an answer, and send it as an event too; nothing to who has said goodbye meanwhile."""
-        link, prefix, encoded = self.link, _PREFIXES[self.namespace], encode(answer)
+        link, encoded = self.link, encode(answer)
         link.under_way -= 1
         if link.closed or link.namespaces.get(self.namespace) != self.sid:
             return
-        packets = []
-        if event is not None:
-            packets.append(b'42%b["%b",%b]' % (prefix, event.encode(), encoded))
+        said = () if event is None else (_begun(self.namespace, event) + encoded + b"]",)
         if self.number:
-            packets.append(b"43%b%d[%b]" % (prefix, int(self.number), encoded))
-        if packets:
-            link.put(Message(*packets))
+            said = (*said, b"43%b%d[%b]" % (_PREFIXES[self.namespace], int(self.number), encoded))
+        if said:
+            link.put(Message(*said))
 
     def drop(self) -> None:
         """Answer nothing: nobody is there."""
         self.link.under_way -= 1
 
 
+@lru_cache(maxsize=256)
+def _begun(namespace: str, event: str) -> bytes:
+    """Write the beginning of an event's packet, which is the same for hundreds of answers."""
+    return b'42%b["%b",' % (_PREFIXES[namespace], event.encode())
+
+
+class Said(Struct):
+    """An event and its payloads, as sent. What hundreds say in the same few words is read once, and is one of these."""
+
+    event: str
+    payloads: list[Any]
+    size: int
+    """How many characters it had."""
+    meaning: Any = None
+    """What the namespaces, which are alike, have made of it."""
+
+
 class Namespace(Protocol):
     """What a namespace must be able to do besides what the library asks of it."""
 
-    def begin(self, reply: Reply, event: str, payloads: list[Any], size: int) -> None:
-        """Begin what an event asks, whose payloads had that many characters; the reply is used once, now or later."""
+    def begin(self, reply: Reply, said: Said) -> None:
+        """Begin what an event asks; the reply is used once, now or later."""
 
     def refuse(self, sid: str, event: str, refused: Refused) -> Any:
         """Tell a socket that its command is refused; return the acknowledgement."""
@@ -140,10 +160,12 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if found is None:
             raise Malformed("no Socket.IO packet, or a binary one")
         head, name, number = found.groups()
-        kind, namespace, rest = int(head), name or "/", data[found.end() :]
-        if kind == packet.EVENT and namespace in link.namespaces:
+        namespace, rest = name or "/", data[found.end() :]
+        if head == _EVENT and namespace in link.namespaces:
             self._take_event(link, namespace, number, rest)
-        elif not link.within_rate():
+            return None
+        kind = int(head)
+        if not link.within_rate():
             raise Malformed("sends too much")
         elif kind == packet.CONNECT and not number:
             return self._take_connect(link, namespace, rest)
@@ -176,16 +198,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             self._refuse(link, namespace, number, rest, Refused("rate_limited", retry_after_ms=wait_ms))
             return
         try:
-            event = _read(rest)
+            said = _few_words(rest) if len(rest) <= _FEW else _words(rest)
         except HalfALetter as error:
             self._refuse(link, namespace, number, rest, Refused("invalid", str(error), details=error.details))
             return
-        if not isinstance(event, list) or not event or not isinstance(event[0], str):
-            raise Malformed("an event without a name")
         handler: Namespace = self.namespace_handlers[namespace]
         link.under_way += 1
-        reply = Reply(link, namespace, number, link.namespaces[namespace])
-        handler.begin(reply, event[0], event[1:], len(rest))
+        handler.begin(Reply(link, namespace, number, link.namespaces[namespace]), said)
 
     def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
         """Refuse a command without reading it."""
@@ -228,6 +247,16 @@ def _read(text: str) -> Any:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         raise (HalfALetter if _has_half_a_letter(text) else Malformed)("no JSON") from error
+
+
+def _words(text: str) -> Said:
+    event = _read(text)
+    if not isinstance(event, list) or not event or not isinstance(event[0], str):
+        raise Malformed("an event without a name")
+    return Said(event[0], event[1:], len(text))
+
+
+_few_words: Final = lru_cache(maxsize=_REMEMBERED)(_words)
 
 
 def _has_half_a_letter(text: str) -> bool:
