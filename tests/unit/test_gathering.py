@@ -78,8 +78,7 @@ class Road:
             self.gathering.send_soon(QUEUE, name.encode(), lambda _: None)
 
     def answer(self, number: int) -> None:
-        for _ in range(number):
-            self.gathering.answered()
+        self.gathering.answered(number)
 
     @property
     def messages(self) -> list[list[str]]:
@@ -235,3 +234,29 @@ def test_each_leaves_once_in_order_and_soon(clock: Clock, deeds: list[tuple[str,
     for at, names in road.left:
         for name in names:
             assert at - asked[name] <= GATHER_SECONDS + RETURN_SECONDS + ROUNDING
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    asked=st.integers(1, 3 * MANY), more=st.integers(0, MANY), answered=st.integers(0, 3 * MANY), back=st.integers(0, 2 * MANY)
+)
+@example(asked=MANY + 8, more=0, answered=MANY, back=MANY)
+def test_answers_that_come_together_count_as_they_do_one_by_one(
+    clock: Clock, asked: int, more: int, answered: int, back: int
+) -> None:
+    together, one_by_one = Road(clock), Road(clock)
+    for road in (together, one_by_one):
+        road.ask(*(f"asked {number}" for number in range(asked)))
+    clock.pass_by(0)
+    for road in (together, one_by_one):
+        road.ask(*(f"more {number}" for number in range(more)))
+    number = min(answered, asked)
+    together.answer(number)
+    for _ in range(number):
+        one_by_one.answer(1)
+    clock.pass_by(RETURN_SECONDS / 2)
+    for road in (together, one_by_one):
+        road.ask(*(f"back {number}" for number in range(back)))
+    clock.pass_by(2 * GATHER_SECONDS)
+
+    assert together.left == one_by_one.left

@@ -25,15 +25,15 @@ _TICK_SECONDS: Final = 0.02
 
 
 class _Caller(Struct):
-    """Somebody who waits for an answer, among all who do, by the number under which they wait."""
+    """Somebody who waits for an answer, by the number under which they wait."""
 
-    among: "dict[str, _Caller]"
+    calls: "Calls"
     address: str
     expect: type[Any]
     tell: Callable[[Any, Any], None]
     who: Any
-    gathering: Gathering | None
-    """With whom their command travels."""
+    gathers: bool
+    """Whether their command travels with others."""
     sent: bool = False
     """Whether the broker has their command."""
 
@@ -42,17 +42,7 @@ class _Caller(Struct):
         if failure is None:
             self.sent = True
         else:
-            self.end(Refused("unavailable"))
-
-    def end(self, result: Any) -> None:
-        """Tell them what came of it, once."""
-        if self.among.pop(self.address, None) is not None:
-            if self.gathering is not None:
-                self.gathering.answered()
-            try:
-                self.tell(self.who, result)
-            except Exception:
-                log.exception("calls.not_told")
+            self.calls.end(self, Refused("unavailable"))
 
 
 class Calls:
@@ -89,17 +79,23 @@ class Calls:
         or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
         is over is not even sent.
         """
-        seconds = (command.deadline - self._clock()).total_seconds()
-        if seconds <= 0:
+        now = self._clock()
+        if command.deadline <= now:
             asyncio.get_running_loop().call_soon(tell, who, Refused("timeout"))
             return
         address = str(next(self._numbers))
         addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
-        gathering = self._gathering if command.gathers else None
-        self._callers[address] = caller = _Caller(self._callers, address, expect, tell, who, gathering)
-        self._expect(seconds, address)
-        send = self._bus.send_soon if gathering is None else gathering.send_soon
+        gathers = command.gathers
+        self._callers[address] = caller = _Caller(self, address, expect, tell, who, gathers)
+        self._expect((command.deadline - now).total_seconds(), address)
+        send = self._gathering.send_soon if gathers else self._bus.send_soon
         send(command.queue, addressed, caller.settled)
+
+    def end(self, caller: _Caller, result: Any) -> None:
+        """Tell somebody what came of their command, unless they were told."""
+        if self._callers.pop(caller.address, None) is not None:
+            self._gathering.answered(caller.gathers)
+            _tell(caller, result)
 
     def _expect(self, seconds: float, address: str) -> None:
         """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
@@ -121,7 +117,7 @@ class Calls:
             self._tick += 1
             for address in self._due.pop(self._tick, ()):
                 if (caller := self._callers.get(address)) is not None:
-                    caller.end(Refused("timeout" if caller.sent else "unavailable"))
+                    self.end(caller, Refused("timeout" if caller.sent else "unavailable"))
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
@@ -130,9 +126,11 @@ class Calls:
         except MsgspecError as error:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
-        for answer in answers:
-            if (caller := self._callers.get(answer.correlation_id)) is not None:
-                caller.end(_result(answer, caller.expect))
+        answered = [(self._callers.pop(answer.correlation_id, None), answer) for answer in answers]
+        self._gathering.answered(sum(caller.gathers for caller, _ in answered if caller is not None))
+        for caller, answer in answered:
+            if caller is not None:
+                _tell(caller, _result(answer, caller.expect))
 
 
 def _result(answer: Answer, expect: type[T]) -> T | Refused:
@@ -144,6 +142,13 @@ def _result(answer: Answer, expect: type[T]) -> T | Refused:
     except MsgspecError as error:
         log.error("calls.malformed_answer", expected=expect.__name__, reason=type(error).__name__)
         return Refused("internal")
+
+
+def _tell(caller: _Caller, result: Any) -> None:
+    try:
+        caller.tell(caller.who, result)
+    except Exception:
+        log.exception("calls.not_told")
 
 
 def _end(answered: "asyncio.Future[T | Refused]", result: T | Refused) -> None:

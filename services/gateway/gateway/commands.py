@@ -202,34 +202,32 @@ class Commands:
 
     def _in_as_staff(self, asked: Asked, room: Room, read: RollRead) -> None:
         """Have who has read a roll listen to it from there on."""
-        self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
+        if not asked.socket.gone:
+            self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
 
     def _in_as_student(self, asked: Asked, room: Room, joined: RollJoined) -> None:
         """Have who has joined listen, unless they have left the course meanwhile."""
-        if joined.enrolled:
-            self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
+        socket = asked.socket
+        if joined.enrolled and not socket.gone:
+            self._let_in(room, socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
             # A first join is as old as what asked for it, unless it came before the roll was open.
-            self._count_in(room.session_id, asked.socket, again=joined.joined_at != rfc3339(asked.received_at))
+            again = joined.joined_at != rfc3339(asked.received_at)
+            self._presence.enter(room.session_id, socket.user.actor.id, socket.sid, again=again)
 
     def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
         """Have who has synced listen; a student who has joined counts as connected."""
         kind: Kind = "staff" if synced.as_staff else "student"
-        self._let_in(room, asked.socket, kind, synced.seq, synced.session.course_id)
-        if synced.joined and not synced.as_staff:
-            self._count_in(room.session_id, asked.socket, again=True)
+        socket = asked.socket
+        if not socket.gone:
+            self._let_in(room, socket, kind, synced.seq, synced.session.course_id)
+            if synced.joined and not synced.as_staff:
+                self._presence.enter(room.session_id, socket.user.actor.id, socket.sid, again=True)
 
     def _let_in(
         self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True
     ) -> None:
-        if socket.gone:
-            return
-        member = socket.member(kind)
-        self._rooms.admit(room, member, seq, course_id=course_id, statistics_known=statistics_known)
+        self._rooms.admit(room, socket.member(kind), seq, course_id=course_id, statistics_known=statistics_known)
         self._courses.host(course_id)
-
-    def _count_in(self, session_id: str, socket: Socket, *, again: bool) -> None:
-        if not socket.gone:
-            self._presence.enter(session_id, socket.actor.id, socket.sid, again=again)
 
 
 def _kind(actor: Actor, course: Course) -> Kind:

@@ -54,15 +54,16 @@ class Gathering:
         elif self._timer is None:
             self._leave_in(self._answered_at + RETURN_SECONDS - _now())
 
-    def answered(self) -> None:
-        """Count one as no longer under way, though it may not have left yet: its caller's time may be over."""
-        self._unanswered -= 1
-        if self._unanswered > MANY:
+    def answered(self, count: int = 1) -> None:
+        """Count some as no longer under way, though they may not have left yet: their callers' time may be over."""
+        self._unanswered -= count
+        if not count or self._unanswered > MANY:
             return
         now = _now()
         if now > self._answered_at + RETURN_SECONDS:
             self._expected = len(self._waiting)
-        self._expected += 1
+        # Those before whom there were too many to wait for are not expected back.
+        self._expected += min(count, MANY + 1 - self._unanswered)
         self._answered_at = now
         if self._waiting and self._unanswered <= len(self._waiting):
             self._leave_in(RETURN_SECONDS)

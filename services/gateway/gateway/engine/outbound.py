@@ -10,6 +10,20 @@ MAX_WAITING_BYTES: Final = 1024 * 1024
 LARGE_BYTES: Final = 256 * 1024
 MAX_LARGE: Final = 2
 """How many packets beyond `LARGE_BYTES` may wait besides: an answer is an event and its acknowledgement, a roll in each."""
+_SHORT: Final = 1024
+
+
+def _head(size: int) -> bytes:
+    """Begin a text frame, unmasked (RFC 6455, 5.2)."""
+    if size < 126:
+        return bytes((0x81, size))
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2)
+    return b"\x81\x7f" + size.to_bytes(8)
+
+
+_HEADS: Final = tuple(map(_head, range(_SHORT)))
+"""Most frames are short, and to make a head for each costs as much as the rest of it."""
 
 
 class Message:
@@ -20,7 +34,11 @@ class Message:
     def __init__(self, *packets: bytes, to_crowd: bool = False) -> None:
         self.packets = packets
         """As they go into the answer to a poll: UTF-8."""
-        self.frames = b"".join(map(_framed, packets))
+        frames = b""
+        for packet in packets:
+            size = len(packet)
+            frames += (_HEADS[size] if size < _SHORT else _head(size)) + packet
+        self.frames = frames
         """As they go over a websocket."""
         self.to_crowd = to_crowd
         """Whether so many get them that others are not to wait for that."""
@@ -29,18 +47,19 @@ class Message:
 class Outbound:
     """A queue of what waits for one client. `full` is called when that is too much. An empty one takes next to no memory."""
 
-    __slots__ = ("_getter", "_large", "_large_bytes", "_shut", "_small_bytes", "_waiting", "_when_full")
+    __slots__ = ("_getter", "_large", "_large_bytes", "_shut", "_small_bytes", "_when_full", "waiting")
 
     def __init__(self, full: Callable[[], None]) -> None:
         self._when_full = full
-        self._waiting: deque[Message | None] | None = None
+        self.waiting: deque[Message | None] | None = None
+        """What waits, first the next; none where nothing does."""
         self._getter: asyncio.Future[None] | None = None
         self._small_bytes = self._large_bytes = self._large = 0
         self._shut = False
 
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not self._waiting
+        return not self.waiting
 
     def put_nowait(self, message: Message | None) -> None:
         """Put a message behind the others; None ends the writing. Nothing waits any more once it was too much."""
@@ -56,12 +75,12 @@ class Outbound:
 
     def get_nowait(self) -> Message | None:
         """Take the message that is to be written next; raise asyncio.QueueEmpty when nothing waits."""
-        if not self._waiting:
+        if not self.waiting:
             raise asyncio.QueueEmpty
-        message = self._waiting.popleft()
+        message = self.waiting.popleft()
         self._count(message, -1)
-        if not self._waiting:
-            self._waiting = None
+        if not self.waiting:
+            self.waiting = None
         return message
 
     def put_back(self, message: Message) -> None:
@@ -70,13 +89,13 @@ class Outbound:
         self._count(message, 1)
 
     def _line(self) -> deque[Message | None]:
-        if self._waiting is None:
-            self._waiting = deque()
-        return self._waiting
+        if self.waiting is None:
+            self.waiting = deque()
+        return self.waiting
 
     async def get(self) -> Message | None:
         """Wait for the message that is to be written next, and take it; one at a time may wait."""
-        while not self._waiting:
+        while not self.waiting:
             self._getter = asyncio.get_running_loop().create_future()
             try:
                 await self._getter
@@ -100,13 +119,3 @@ class Outbound:
                 self._large_bytes += sign * size
             else:
                 self._small_bytes += sign * size
-
-
-def _framed(body: bytes) -> bytes:
-    """Make a text frame, unmasked (RFC 6455, 5.2)."""
-    size = len(body)
-    if size < 126:
-        return bytes((0x81, size)) + body
-    if size < 65_536:
-        return b"\x81\x7e" + size.to_bytes(2) + body
-    return b"\x81\x7f" + size.to_bytes(8) + body
