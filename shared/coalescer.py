@@ -129,7 +129,7 @@ class Coalescer:
     async def _carry(self, batch: Sequence[_Pending]) -> str | None:
         """Publish one message; return why it may not have arrived, None when it has."""
         try:
-            await self._publish(array(pending.command for pending in batch))
+            await self._publish(array([pending.command for pending in batch]))
         except Unavailable as error:
             return str(error)
         except Exception as error:

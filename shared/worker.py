@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from msgspec import MsgspecError, Raw, Struct
+from msgspec import MsgspecError, Struct
 from msgspec.structs import replace
 
 from shared.bus import Bus, Delivery, Inbox
@@ -219,6 +219,13 @@ async def working(workers: Sequence[Worker]) -> AsyncIterator[None]:
                 log.warning("worker.stopped_unfinished", queues=len(unfinished))
 
 
+class _Answered(Struct, frozen=True):
+    """An `Answer` with its result in it, so that both are written in one go."""
+
+    correlation_id: str
+    result: Struct
+
+
 def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
     """Write the answer to one command."""
     if isinstance(result, Refused):
@@ -229,7 +236,7 @@ def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
             details=tuple(dict(detail) for detail in result.details),
         )
         return encode(Answer(correlation_id=correlation_id, error=refusal))
-    return encode(Answer(correlation_id=correlation_id, result=Raw(encode(result))))
+    return encode(_Answered(correlation_id, result))
 
 
 def _commands(body: bytes, delivery: Delivery) -> list[_Job]:

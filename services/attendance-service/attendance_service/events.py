@@ -21,7 +21,7 @@ def told(steps: Iterable[Step], *, bulk: bool = False) -> list[Event[Any]]:
     """
     by_roll: dict[str, list[Step]] = {}
     for step in steps:
-        by_roll.setdefault(step.roll.session_id, []).append(step)
+        by_roll.setdefault(step.entry.session_id, []).append(step)
     events: list[Event[Any]] = []
     for taken in by_roll.values():
         for of_records, run in groupby(taken, key=lambda step: step.record is not None):

@@ -38,12 +38,13 @@ def join(
         raise Refused("check_in_closed")
     check_not_refused_before(roll, received_at, redelivered=redelivered)
     seq = roll.seq + 1
-    status: Status = record.status if record.marked else admit(roll, at)
+    marked = record.marked
+    status: Status = record.status if marked else admit(roll, at)
     joined = replace(
         record,
         student_name=record.student_name or actor.name,
         status=status,
-        source=record.source if record.marked else "self",
+        source=record.source if marked else "self",
         seq=seq,
         joined_at=at,
         joined_seq=seq,

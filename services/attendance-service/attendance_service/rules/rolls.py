@@ -146,7 +146,7 @@ def changed(
 ) -> Step:
     """Make the step by which a record becomes `record`, numbered already; `before` is None for one that is new."""
     entry = Entry(
-        session_id=roll.session_id,
+        session_id=record.session_id,
         seq=record.seq,
         at=at,
         kind=kind,
@@ -160,7 +160,7 @@ def changed(
         remarks=remarks,
         command_id=command_id,
     )
-    return Step(_moved(replace(roll, seq=record.seq), before, record.status), entry, record)
+    return Step(_moved(roll, record.seq, before, record.status), entry, record)
 
 
 def source_of(by: Actor) -> Source:
@@ -218,11 +218,11 @@ def change(entry: Entry, student_name: str | None, joined_at: datetime | None, j
     )
 
 
-def _moved(roll: Roll, before: Status | None, after: Status) -> Roll:
-    """Move one record from one count to another."""
+def _moved(roll: Roll, seq: int, before: Status | None, after: Status) -> Roll:
+    """Take a number, and move one record from one count to another."""
     if before == after:
-        return roll
-    counts = {after: getattr(roll, after) + 1}
+        return replace(roll, seq=seq)
+    counts = {"seq": seq, after: getattr(roll, after) + 1}
     if before is not None:
         counts[before] = getattr(roll, before) - 1
     return replace(roll, **counts)

@@ -55,7 +55,7 @@ class Attempt(Draft):
 
     def rests_on_itself(self) -> bool:
         """Whether each roll in it is written with it, so that what was decided holds only if all was as it was read."""
-        return self.rolls.keys() == {step.roll.session_id for step in self.steps}
+        return self.rolls.keys() == {step.entry.session_id for step in self.steps}
 
 
 class Attempts:
@@ -103,10 +103,10 @@ class Attempts:
             return {}
         changed = {}
         for step in attempt.steps:
-            if step.record is None:
-                raise ValueError(f"not on an attempt: {step.roll.session_id} was {step.entry.kind}")
-            changed[step.record.session_id, step.record.student_id] = step.record
-        ids = sorted({step.roll.session_id for step in attempt.steps})
+            if (record := step.record) is None:
+                raise ValueError(f"not on an attempt: {step.entry.session_id} was {step.entry.kind}")
+            changed[record.session_id, record.student_id] = record
+        ids = sorted({step.entry.session_id for step in attempt.steps})
         written = await self.writing.fetch(
             connection,
             {

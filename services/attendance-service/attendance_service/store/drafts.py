@@ -18,9 +18,10 @@ class Draft:
 
     def take(self, step: Step) -> None:
         """Take a step: later decisions in this draft see it, and it is written at the end."""
-        self.rolls[step.roll.session_id] = step.roll
-        if step.record is not None:
-            self.records[step.record.session_id, step.record.student_id] = step.record
+        session_id, record = step.entry.session_id, step.record
+        self.rolls[session_id] = step.roll
+        if record is not None:
+            self.records[session_id, record.student_id] = record
         self.steps.append(step)
 
     def keep(self, session_id: str, seq: int, body: bytes) -> None:
