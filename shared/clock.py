@@ -27,11 +27,15 @@ def utc_now() -> datetime:
     return at
 
 
-# A join is told with its time thrice, and many of a batch came in the same millisecond. Times that are equal are written alike.
-@lru_cache(maxsize=1024)
 def rfc3339(at: datetime) -> str:
     """Write a time as everyone outside sees it: RFC 3339, UTC, milliseconds (`2026-11-24T09:00:00.000Z`)."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return _written(at if at.tzinfo is UTC else at.astimezone(UTC))
+
+
+# A join is told with its time thrice, and many of a batch came in the same millisecond.
+@lru_cache(maxsize=1024)
+def _written(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def rfc3339_or_none(at: datetime | None) -> str | None:

@@ -18,7 +18,18 @@ from msgspec.structs import replace
 from shared.bus import Bus, Delivery, Inbox
 from shared.clock import Clock
 from shared.errors import NotYet, Refused, Unavailable
-from shared.messages import Answer, Command, Event, Refusal, ReplyTo, decode_commands, decode_event, each_alone, encode
+from shared.messages import (
+    Answer,
+    Command,
+    Event,
+    Refusal,
+    ReplyTo,
+    decode_commands,
+    decode_event,
+    each_alone,
+    encode,
+    encode_result,
+)
 from shared.outbox import OutboxRow
 from shared.process import guarded
 
@@ -219,13 +230,6 @@ async def working(workers: Sequence[Worker]) -> AsyncIterator[None]:
                 log.warning("worker.stopped_unfinished", queues=len(unfinished))
 
 
-class _Answered(Struct, frozen=True):
-    """An `Answer` with its result in it, so that both are written in one go."""
-
-    correlation_id: str
-    result: Struct
-
-
 def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
     """Write the answer to one command."""
     if isinstance(result, Refused):
@@ -236,7 +240,7 @@ def encode_answer(correlation_id: str, result: Struct | Refused) -> bytes:
             details=tuple(dict(detail) for detail in result.details),
         )
         return encode(Answer(correlation_id=correlation_id, error=refusal))
-    return encode(_Answered(correlation_id, result))
+    return encode_result(correlation_id, result)
 
 
 def _commands(body: bytes, delivery: Delivery) -> list[_Job]:

@@ -25,6 +25,13 @@ class _CloudEvent(Struct, frozen=True, kw_only=True):
     data: Raw
 
 
+class _Answered(Struct, frozen=True):
+    """An `Answer` whose result is still to be written, so that both are in one go."""
+
+    correlation_id: str
+    result: Struct
+
+
 T = TypeVar("T")
 
 _encoder = json.Encoder()
@@ -40,6 +47,11 @@ _data = {name: json.Decoder(data) for name, data in EVENT_TYPES.items()}
 def encode(message: Struct) -> bytes:
     """Write a command, an answer or a result as JSON."""
     return _encoder.encode(message)
+
+
+def encode_result(correlation_id: str, result: Struct) -> bytes:
+    """Write the answer to a command that was done; read as an `Answer`."""
+    return _encoder.encode(_Answered(correlation_id, result))
 
 
 def decode(kind: type[T], body: bytes | Raw) -> T:

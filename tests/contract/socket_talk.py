@@ -12,7 +12,7 @@ import msgspec
 from gateway.auth import Tokens, mint
 from gateway.commands import Commands
 from gateway.door import Door
-from gateway.engine.server import Reply, Said
+from gateway.engine.server import Reply, Spoken
 from gateway.keys import Keys, Secret
 from gateway.requests import SECONDS
 from gateway.sockets import Attendance
@@ -188,10 +188,14 @@ class Gateway:
 
     async def ask(self, ear: Ear, event: str, **payload: Any) -> Any:
         """Have a command done as one that has come; None where nobody is answered."""
+        return await self.ask_in(Spoken(event, [payload], len(msgspec.json.encode(payload))), ear)
+
+    async def ask_in(self, spoken: Spoken, ear: Ear) -> Any:
+        """Have done what was said in these words, which others may say as well."""
         link: Any = ear
         link.under_way += 1
         reply = AReply(link, ear.member.namespace, "", ear.member.sid)
-        self.attendance.begin(reply, Said(event, [payload], len(msgspec.json.encode(payload))))
+        self.attendance.begin(reply, spoken)
         return await reply.given
 
 

@@ -12,7 +12,7 @@ import pytest
 import socketio
 from aiohttp import web
 
-from gateway.engine.server import Json, Manager, Reply, Said, Server
+from gateway.engine.server import Json, Manager, Reply, Server, Spoken
 from shared.errors import Refused
 from tests.wire import SEPARATOR, Websocket, a_raw_websocket, a_websocket, polling
 
@@ -87,9 +87,9 @@ class Ours(socketio.AsyncNamespace):  # type: ignore[misc]
         else:
             self.application.ended[args[0]] += 1
 
-    def begin(self, reply: Reply, said: Said) -> None:
+    def begin(self, reply: Reply, spoken: Spoken) -> None:
         async def answer() -> None:
-            reply.give(await self.application.answer(reply.sid, said.event, said.payloads[0]))
+            reply.give(await self.application.answer(reply.sid, spoken.event, spoken.payloads[0]))
 
         answering = asyncio.create_task(answer())
         self._answering.add(answering)

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from gateway.engine.server import Spoken
 from gateway.payloads import MAX_BULK_BYTES
 from rollcall.servers import Server
 from shared.errors import NO_ROLL, Refused
@@ -43,6 +44,28 @@ async def test_who_joins_is_counted_and_hears_and_who_leaves_does_not(gateway: G
     await world.commit(a_join(2))
     await until(lambda: other.joins == [2])
     assert "attendanceProgress" not in ear.names
+
+
+async def test_all_who_say_the_same_are_heard_as_themselves(gateway: Gateway, world: World) -> None:
+    """What hundreds say is read once; who says it, and when, is each one's own."""
+    spoken = Spoken("joinAttendanceSession", [dict(ABOUT)], 48)
+    for user_id in ("s2", "s3"):
+        gateway.time += timedelta(seconds=1)
+        assert (await gateway.ask_in(spoken, await gateway.a_caller(user_id)))["ok"]
+        assert gateway.services.received_at == gateway.time
+
+    assert [(name, actor.id) for name, actor, *_ in gateway.services.said] == [("join", "s2"), ("join", "s3")]
+    assert await online(world) == {"s2", "s3"}
+
+
+async def test_what_is_no_command_is_refused_to_all_who_say_it(gateway: Gateway) -> None:
+    spoken = Spoken("joinAttendanceSession", [{"session_id": "no id"}], 48)
+
+    refusals = [await gateway.ask_in(spoken, await gateway.a_caller(user_id)) for user_id in ("s2", "s3")]
+
+    assert [(refusal["error"]["code"], refusal["error"]["details"][0]["field"]) for refusal in refusals] == [
+        ("invalid", "session_id")
+    ] * 2
 
 
 @pytest.mark.parametrize(("user_id", "code"), [("s3", "forbidden"), ("nobody", "not_enrolled")])

@@ -65,6 +65,26 @@ async def test_an_answer_reaches_whoever_asked() -> None:
     assert await asking == JOINED
 
 
+async def test_an_answer_that_cannot_be_read_keeps_nobody_else_from_theirs() -> None:
+    broker = MemoryBroker()
+    calls = await calls_on(broker)
+    asking = [asyncio.create_task(calls.ask(a_join(seconds=5), RollJoined)) for _ in range(2)]
+    # Both leave together.
+    await asyncio.sleep(0)
+    service, delivery = await take(broker)
+    addresses = [command.reply_to for command in decode_commands(delivery.body) if command.reply_to is not None]
+    unreadable = b'{"correlation_id":"%b","result":{"session_id":"\xff"}}' % addresses[0].correlation_id.encode()
+    good = encode_answer(addresses[1].correlation_id, JOINED)
+
+    await service.answer([(addresses[0].queue, unreadable), (addresses[1].queue, good)])
+
+    async with asyncio.timeout(2):
+        with pytest.raises(Refused) as refused:
+            await asking[0]
+        assert refused.value.code == "internal"
+        assert await asking[1] == JOINED
+
+
 async def test_a_refusal_keeps_its_code() -> None:
     broker = MemoryBroker()
     asking = asyncio.create_task((await calls_on(broker)).ask(a_join(seconds=5), RollJoined))

@@ -236,11 +236,32 @@ def test_each_leaves_once_in_order_and_soon(clock: Clock, deeds: list[tuple[str,
             assert at - asked[name] <= GATHER_SECONDS + RETURN_SECONDS + ROUNDING
 
 
+def test_what_does_not_gather_moves_nobody_s_time(clock: Clock) -> None:
+    """Marks are answered meanwhile, too."""
+    disturbed, alone = Road(clock), Road(clock)
+    for road in (disturbed, alone):
+        road.ask("a", "b")
+    clock.pass_by(0)
+    for road in (disturbed, alone):
+        road.answer(2)
+    clock.pass_by(RETURN_SECONDS * 0.75)
+    disturbed.answer(0)
+    for road in (disturbed, alone):
+        road.ask("a again")
+    clock.pass_by(GATHER_SECONDS)
+
+    assert disturbed.left == alone.left
+    left_at, names = alone.left[-1]
+    assert names == ["a again"]
+    assert left_at == pytest.approx(100 + RETURN_SECONDS)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     asked=st.integers(1, 3 * MANY), more=st.integers(0, MANY), answered=st.integers(0, 3 * MANY), back=st.integers(0, 2 * MANY)
 )
-@example(asked=MANY + 8, more=0, answered=MANY, back=MANY)
+@example(asked=4, more=0, answered=4, back=4)
+@example(asked=4, more=0, answered=4, back=3)
 def test_answers_that_come_together_count_as_they_do_one_by_one(
     clock: Clock, asked: int, more: int, answered: int, back: int
 ) -> None:

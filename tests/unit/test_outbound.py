@@ -1,5 +1,7 @@
 """What may wait for a client: a mebibyte, and besides an answer that is larger by itself."""
 
+import timeit
+
 import pytest
 
 from gateway.engine.outbound import LARGE_BYTES, MAX_WAITING_BYTES, Message, Outbound
@@ -69,3 +71,26 @@ async def test_what_is_put_back_comes_first_and_counts_once() -> None:
 
     assert [queue.get_nowait(), queue.get_nowait()] == [first, second]
     assert queue._small_bytes == 0
+
+
+@pytest.mark.parametrize("size", [0, 125, 126, 127, 1023, 1024, 65_535, 65_536])
+def test_a_frame_says_how_long_it_is(size: int) -> None:
+    """RFC 6455, 5.2: in seven bits, or in two or eight bytes."""
+    head, body = Message(b"x" * size).frames[: -size or None], Message(b"x" * size).frames[-size:] if size else b""
+
+    assert body == b"x" * size
+    if size < 126:
+        assert head == bytes((0x81, size))
+    else:
+        marker, length = (126, 2) if size < 65_536 else (127, 8)
+        assert head == bytes((0x81, marker)) + size.to_bytes(length)
+
+
+def test_many_packets_are_not_copied_for_each_of_them() -> None:
+    """A commit of joins is hundreds, in one message to staff: ten times as many take some ten times as long, not a hundred."""
+
+    def seconds(packets: int) -> float:
+        said = [b"x" * 400] * packets
+        return min(timeit.repeat(lambda: Message(*said), number=1, repeat=5))
+
+    assert seconds(4000) < 40 * seconds(400)

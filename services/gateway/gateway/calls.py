@@ -126,11 +126,12 @@ class Calls:
         except MsgspecError as error:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
-        answered = [(self._callers.pop(answer.correlation_id, None), answer) for answer in answers]
-        self._gathering.answered(sum(caller.gathers for caller, _ in answered if caller is not None))
-        for caller, answer in answered:
-            if caller is not None:
+        gathered = 0
+        for answer in answers:
+            if (caller := self._callers.pop(answer.correlation_id, None)) is not None:
+                gathered += caller.gathers
                 _tell(caller, _result(answer, caller.expect))
+        self._gathering.answered(gathered)
 
 
 def _result(answer: Answer, expect: type[T]) -> T | Refused:
@@ -139,7 +140,7 @@ def _result(answer: Answer, expect: type[T]) -> T | Refused:
         return Refused(refusal.code, refusal.message, retryable=refusal.retryable, details=refusal.details)
     try:
         return Refused("internal") if answer.result is UNSET else decode(expect, answer.result)
-    except MsgspecError as error:
+    except (MsgspecError, ValueError, RecursionError) as error:
         log.error("calls.malformed_answer", expected=expect.__name__, reason=type(error).__name__)
         return Refused("internal")
 

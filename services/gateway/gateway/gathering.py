@@ -54,7 +54,7 @@ class Gathering:
         elif self._timer is None:
             self._leave_in(self._answered_at + RETURN_SECONDS - _now())
 
-    def answered(self, count: int = 1) -> None:
+    def answered(self, count: int) -> None:
         """Count some as no longer under way, though they may not have left yet: their callers' time may be over."""
         self._unanswered -= count
         if not count or self._unanswered > MANY:
@@ -62,8 +62,7 @@ class Gathering:
         now = _now()
         if now > self._answered_at + RETURN_SECONDS:
             self._expected = len(self._waiting)
-        # Those before whom there were too many to wait for are not expected back.
-        self._expected += min(count, MANY + 1 - self._unanswered)
+        self._expected += count
         self._answered_at = now
         if self._waiting and self._unanswered <= len(self._waiting):
             self._leave_in(RETURN_SECONDS)

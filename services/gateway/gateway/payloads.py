@@ -198,7 +198,7 @@ def _named(payload: dict[Any, Any]) -> dict[Any, Any]:
     if not _ALIASES.keys().isdisjoint(payload):
         payload = {_ALIASES.get(key, key): value for key, value in payload.items()}
     if isinstance(rows := payload.get("attendanceUpdates"), list):
-        payload["attendanceUpdates"] = [_named(row) if isinstance(row, dict) else row for row in rows]
+        payload = {**payload, "attendanceUpdates": [_named(row) if isinstance(row, dict) else row for row in rows]}
     return payload
 
 

@@ -13,7 +13,7 @@ from gateway import views
 from gateway.asked import Answer, Asked, Command, Socket
 from gateway.door import Door
 from gateway.engine.links import Link
-from gateway.engine.server import Manager, Reply, Said, Server
+from gateway.engine.server import Manager, Reply, Server, Spoken
 from gateway.errands import Errands
 from gateway.expiries import Expiries
 from gateway.payloads import CommandPayload, invalid, read_payload
@@ -92,21 +92,21 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         for listeners in (self._rooms, self._watchers, self._presence):
             listeners.leave_all(sid)
 
-    def begin(self, reply: Reply, said: Said) -> None:
+    def begin(self, reply: Reply, spoken: Spoken) -> None:
         """Begin a command, in its turn. One that is a question to a service, with nothing to wait for, needs no task."""
         socket = self._sockets.get(reply.sid)
         if socket is None:
             reply.drop()
             return
-        session_id, event = "", said.event
+        session_id, event = "", spoken.event
         try:
             self._door.count(socket.user)
             command = self._commands.get(event)
             if command is None:
                 raise invalid("event", f"nobody knows the event {event[:64]}")
-            payload = said.meaning
+            payload = spoken.meaning
             if payload is None:
-                payload = said.meaning = _payload(command, said)
+                payload = spoken.meaning = _payload(command, spoken)
             session_id = getattr(payload, "session_id", "")
             asked = Asked(socket, payload, payload.about, self._clock(), command, reply)
         except Refused as refused:
@@ -260,11 +260,11 @@ def _question(asked: Asked) -> Question[Any]:
     return asked.command.question(asked)
 
 
-def _payload(command: Command, said: Said) -> CommandPayload:
-    if len(said.payloads) != 1:
+def _payload(command: Command, spoken: Spoken) -> CommandPayload:
+    if len(spoken.payloads) != 1:
         raise invalid("", "the payload must be one object")
-    (payload,) = said.payloads
+    (payload,) = spoken.payloads
     # A character has at most four bytes.
-    if said.size * 4 > command.max_bytes and len(msgspec.json.encode(payload)) > command.max_bytes:
+    if spoken.size * 4 > command.max_bytes and len(msgspec.json.encode(payload)) > command.max_bytes:
         raise invalid("", f"the payload must have at most {command.max_bytes} bytes")
     return read_payload(payload, command.payload)

@@ -105,7 +105,7 @@ class Link(AsyncSocket):  # type: ignore[misc]
     def put(self, message: Message | None) -> None:
         """Send a message behind those that wait, at once where none does; None ends the writing."""
         websocket = self._websocket
-        if websocket is None or websocket.paused or self.queue.waiting:
+        if websocket is None or websocket.paused or not self.queue.empty():
             self.queue.put_nowait(message)
         elif message is None:
             websocket.close()

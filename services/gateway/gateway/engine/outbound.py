@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Final
 
 MAX_WAITING_BYTES: Final = 1024 * 1024
@@ -34,11 +35,8 @@ class Message:
     def __init__(self, *packets: bytes, to_crowd: bool = False) -> None:
         self.packets = packets
         """As they go into the answer to a poll: UTF-8."""
-        frames = b""
-        for packet in packets:
-            size = len(packet)
-            frames += (_HEADS[size] if size < _SHORT else _head(size)) + packet
-        self.frames = frames
+        heads = [_HEADS[size] if (size := len(packet)) < _SHORT else _head(size) for packet in packets]
+        self.frames = b"".join(chain.from_iterable(zip(heads, packets, strict=True)))
         """As they go over a websocket."""
         self.to_crowd = to_crowd
         """Whether so many get them that others are not to wait for that."""
@@ -47,19 +45,18 @@ class Message:
 class Outbound:
     """A queue of what waits for one client. `full` is called when that is too much. An empty one takes next to no memory."""
 
-    __slots__ = ("_getter", "_large", "_large_bytes", "_shut", "_small_bytes", "_when_full", "waiting")
+    __slots__ = ("_getter", "_large", "_large_bytes", "_shut", "_small_bytes", "_waiting", "_when_full")
 
     def __init__(self, full: Callable[[], None]) -> None:
         self._when_full = full
-        self.waiting: deque[Message | None] | None = None
-        """What waits, first the next; none where nothing does."""
+        self._waiting: deque[Message | None] | None = None
         self._getter: asyncio.Future[None] | None = None
         self._small_bytes = self._large_bytes = self._large = 0
         self._shut = False
 
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not self.waiting
+        return not self._waiting
 
     def put_nowait(self, message: Message | None) -> None:
         """Put a message behind the others; None ends the writing. Nothing waits any more once it was too much."""
@@ -75,12 +72,12 @@ class Outbound:
 
     def get_nowait(self) -> Message | None:
         """Take the message that is to be written next; raise asyncio.QueueEmpty when nothing waits."""
-        if not self.waiting:
+        if not self._waiting:
             raise asyncio.QueueEmpty
-        message = self.waiting.popleft()
+        message = self._waiting.popleft()
         self._count(message, -1)
-        if not self.waiting:
-            self.waiting = None
+        if not self._waiting:
+            self._waiting = None
         return message
 
     def put_back(self, message: Message) -> None:
@@ -89,13 +86,13 @@ class Outbound:
         self._count(message, 1)
 
     def _line(self) -> deque[Message | None]:
-        if self.waiting is None:
-            self.waiting = deque()
-        return self.waiting
+        if self._waiting is None:
+            self._waiting = deque()
+        return self._waiting
 
     async def get(self) -> Message | None:
         """Wait for the message that is to be written next, and take it; one at a time may wait."""
-        while not self.waiting:
+        while not self._waiting:
             self._getter = asyncio.get_running_loop().create_future()
             try:
                 await self._getter

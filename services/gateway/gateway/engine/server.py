@@ -28,7 +28,7 @@ MAX_UNDER_WAY: Final = 256
 BUSY_MS: Final = 1000
 _EVENT: Final = str(packet.EVENT)
 _FEW: Final = 128
-"""How many characters an event has that others may say as well. No token is as short as that: none is remembered."""
+"""How many characters an event has that others may say as well. No good token is as short as that: none is remembered."""
 _REMEMBERED: Final = 512
 _LINES: Final = (20, 0.5)
 _PREFIXES: Final = {namespace: prefix_of(namespace) for namespace in NAMESPACES}
@@ -99,11 +99,11 @@ class Reply(Struct):
         link.under_way -= 1
         if link.closed or link.namespaces.get(self.namespace) != self.sid:
             return
-        said = () if event is None else (_begun(self.namespace, event) + encoded + b"]",)
+        packets = () if event is None else (_begun(self.namespace, event) + encoded + b"]",)
         if self.number:
-            said = (*said, b"43%b%d[%b]" % (_PREFIXES[self.namespace], int(self.number), encoded))
-        if said:
-            link.put(Message(*said))
+            packets = (*packets, b"43%b%d[%b]" % (_PREFIXES[self.namespace], int(self.number), encoded))
+        if packets:
+            link.put(Message(*packets))
 
     def drop(self) -> None:
         """Answer nothing: nobody is there."""
@@ -116,7 +116,7 @@ def _begun(namespace: str, event: str) -> bytes:
     return b'42%b["%b",' % (_PREFIXES[namespace], event.encode())
 
 
-class Said(Struct):
+class Spoken(Struct):
     """An event and its payloads, as sent. What hundreds say in the same few words is read once, and is one of these."""
 
     event: str
@@ -130,7 +130,7 @@ class Said(Struct):
 class Namespace(Protocol):
     """What a namespace must be able to do besides what the library asks of it."""
 
-    def begin(self, reply: Reply, said: Said) -> None:
+    def begin(self, reply: Reply, spoken: Spoken) -> None:
         """Begin what an event asks; the reply is used once, now or later."""
 
     def refuse(self, sid: str, event: str, refused: Refused) -> Any:
@@ -164,10 +164,10 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if head == _EVENT and namespace in link.namespaces:
             self._take_event(link, namespace, number, rest)
             return None
-        kind = int(head)
         if not link.within_rate():
             raise Malformed("sends too much")
-        elif kind == packet.CONNECT and not number:
+        kind = int(head)
+        if kind == packet.CONNECT and not number:
             return self._take_connect(link, namespace, rest)
         elif kind == packet.DISCONNECT and not number:
             return self._take_disconnect(link, namespace)
@@ -198,13 +198,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             self._refuse(link, namespace, number, rest, Refused("rate_limited", retry_after_ms=wait_ms))
             return
         try:
-            said = _few_words(rest) if len(rest) <= _FEW else _words(rest)
+            spoken = _few_words(rest) if len(rest) <= _FEW else _words(rest)
         except HalfALetter as error:
             self._refuse(link, namespace, number, rest, Refused("invalid", str(error), details=error.details))
             return
         handler: Namespace = self.namespace_handlers[namespace]
         link.under_way += 1
-        handler.begin(Reply(link, namespace, number, link.namespaces[namespace]), said)
+        handler.begin(Reply(link, namespace, number, link.namespaces[namespace]), spoken)
 
     def _refuse(self, link: Link, namespace: str, number: str, rest: str, refused: Refused) -> None:
         """Refuse a command without reading it."""
@@ -249,11 +249,11 @@ def _read(text: str) -> Any:
         raise (HalfALetter if _has_half_a_letter(text) else Malformed)("no JSON") from error
 
 
-def _words(text: str) -> Said:
+def _words(text: str) -> Spoken:
     event = _read(text)
     if not isinstance(event, list) or not event or not isinstance(event[0], str):
         raise Malformed("an event without a name")
-    return Said(event[0], event[1:], len(text))
+    return Spoken(event[0], event[1:], len(text))
 
 
 _few_words: Final = lru_cache(maxsize=_REMEMBERED)(_words)
