@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from itertools import chain
 from typing import Final
 
 MAX_WAITING_BYTES: Final = 1024 * 1024
@@ -35,8 +34,11 @@ class Message:
     def __init__(self, *packets: bytes, to_crowd: bool = False) -> None:
         self.packets = packets
         """As they go into the answer to a poll: UTF-8."""
-        heads = [_HEADS[size] if (size := len(packet)) < _SHORT else _head(size) for packet in packets]
-        self.frames = b"".join(chain.from_iterable(zip(heads, packets, strict=True)))
+        frames: list[bytes] = []
+        for packet in packets:
+            size = len(packet)
+            frames += (_HEADS[size] if size < _SHORT else _head(size), packet)
+        self.frames = b"".join(frames)
         """As they go over a websocket."""
         self.to_crowd = to_crowd
         """Whether so many get them that others are not to wait for that."""
