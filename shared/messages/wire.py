@@ -1,10 +1,8 @@
 """How messages are written and read: JSON, and CloudEvents 1.0 for events."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from msgspec import DecodeError, MsgspecError, Raw, Struct, json
+from msgspec import DecodeError, Meta, MsgspecError, Raw, Struct, json
 
 from shared.messages.answers import Answer
 from shared.messages.commands import AnyCommand, ReplyTo
@@ -20,7 +18,7 @@ class _CloudEvent(Struct, frozen=True, kw_only=True):
     source: str
     type: str
     time: Time
-    sequence: str
+    sequence: Annotated[str, Meta(pattern=r"\A[0-9]{1,20}\Z")]
     datacontenttype: str = "application/json"
     data: Raw
 
@@ -55,29 +53,26 @@ def encode_result(correlation_id: str, result: Struct) -> bytes:
 
 
 def decode(kind: type[T], body: bytes | Raw) -> T:
-    """Read a result as the type the asker expects; raise msgspec.ValidationError when it is none."""
+    """Read a result as the type the asker expects; raise msgspec.MsgspecError when it is none."""
     decoder: json.Decoder[T] | None = _results.get(kind)
     if decoder is None:
         decoder = _results[kind] = json.Decoder(kind)
-    return decoder.decode(body)
+    return _read(decoder, body)
 
 
 def decode_commands(body: bytes) -> list[AnyCommand]:
     """Read one command message (a JSON array of commands); raise msgspec.MsgspecError when it is none."""
-    with _reading():
-        return _commands.decode(body)
+    return _read(_commands, body)
 
 
 def each_alone(body: bytes) -> list[bytes]:
     """Make of a JSON array a message for each of its items, unread; raise msgspec.MsgspecError when it is none."""
-    with _reading():
-        return [b"[" + bytes(item) + b"]" for item in _items.decode(body)]
+    return [b"[" + bytes(item) + b"]" for item in _read(_items, body)]
 
 
 def decode_answers(body: bytes) -> list[Answer]:
     """Read one message of answers (a JSON array); raise msgspec.MsgspecError when it is none."""
-    with _reading():
-        return _answers.decode(body)
+    return _read(_answers, body)
 
 
 def encode_event(event: Event[EventData]) -> bytes:
@@ -96,26 +91,24 @@ def encode_event(event: Event[EventData]) -> bytes:
 
 def decode_event(body: bytes | Raw, reply_to: ReplyTo | None = None) -> Event[EventData] | None:
     """Read a CloudEvent; None for a type this version does not know. Raise msgspec.MsgspecError when malformed."""
-    with _reading():
-        envelope = _envelope.decode(body)
-        data = _data.get(envelope.type)
-        if data is None:
-            return None
-        return Event(
-            id=envelope.id,
-            source=envelope.source,
-            time=envelope.time,
-            sequence=int(envelope.sequence),
-            data=data.decode(envelope.data),
-            reply_to=reply_to,
-        )
+    envelope = _read(_envelope, body)
+    data = _data.get(envelope.type)
+    if data is None:
+        return None
+    return Event(
+        id=envelope.id,
+        source=envelope.source,
+        time=envelope.time,
+        sequence=int(envelope.sequence),
+        data=_read(data, envelope.data),
+        reply_to=reply_to,
+    )
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Say of everything that cannot be read the same: bytes that are no UTF-8 and deep nesting have errors of their own."""
+def _read(decoder: json.Decoder[T], body: bytes | Raw) -> T:
+    """Read, and say of everything that cannot be read the same: what is no UTF-8 and deep nesting have errors of their own."""
     try:
-        yield
+        return decoder.decode(body)
     except MsgspecError:
         raise
     except (ValueError, RecursionError) as error:

@@ -140,7 +140,7 @@ def _result(answer: Answer, expect: type[T]) -> T | Refused:
         return Refused(refusal.code, refusal.message, retryable=refusal.retryable, details=refusal.details)
     try:
         return Refused("internal") if answer.result is UNSET else decode(expect, answer.result)
-    except (MsgspecError, ValueError, RecursionError) as error:
+    except MsgspecError as error:
         log.error("calls.malformed_answer", expected=expect.__name__, reason=type(error).__name__)
         return Refused("internal")
 
