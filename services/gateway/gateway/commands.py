@@ -202,26 +202,22 @@ class Commands:
 
     def _in_as_staff(self, asked: Asked, room: Room, read: RollRead) -> None:
         """Have who has read a roll listen to it from there on."""
-        if not asked.socket.gone:
-            self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
+        self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
 
     def _in_as_student(self, asked: Asked, room: Room, joined: RollJoined) -> None:
         """Have who has joined listen, unless they have left the course meanwhile."""
-        socket = asked.socket
-        if joined.enrolled and not socket.gone:
-            self._let_in(room, socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
+        if joined.enrolled:
+            self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
             # A first join is as old as what asked for it, unless it came before the roll was open.
             again = joined.joined_at != rfc3339(asked.received_at)
-            self._presence.enter(room.session_id, socket.user.actor.id, socket.sid, again=again)
+            self._presence.enter(room.session_id, asked.actor.id, asked.socket.sid, again=again)
 
     def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
         """Have who has synced listen; a student who has joined counts as connected."""
         kind: Kind = "staff" if synced.as_staff else "student"
-        socket = asked.socket
-        if not socket.gone:
-            self._let_in(room, socket, kind, synced.seq, synced.session.course_id)
-            if synced.joined and not synced.as_staff:
-                self._presence.enter(room.session_id, socket.user.actor.id, socket.sid, again=True)
+        self._let_in(room, asked.socket, kind, synced.seq, synced.session.course_id)
+        if synced.joined and not synced.as_staff:
+            self._presence.enter(room.session_id, asked.actor.id, asked.socket.sid, again=True)
 
     def _let_in(
         self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True

@@ -104,19 +104,15 @@ class Presence:
 
         Who had joined before comes `again`: staff who were told that they left are told that they are back.
         """
-        sessions = self._by_socket.get(sid)
-        if sessions is None:
-            sessions = self._by_socket[sid] = {}
-        elif session_id in sessions:
+        sessions = self._by_socket.setdefault(sid, {})
+        if session_id in sessions:
             return
         sessions[session_id] = student_id
         own = self._own_of(session_id)
-        sockets = own.here.get(student_id, 0)
-        own.here[student_id] = sockets + 1
-        if own.gone or own.told:
-            own.gone.pop(student_id, None)
-            own.told.pop(student_id, None)
-        if again and not sockets:
+        own.here[student_id] = own.here.get(student_id, 0) + 1
+        own.gone.pop(student_id, None)
+        own.told.pop(student_id, None)
+        if again and own.here[student_id] == 1:
             self._back[session_id].add(student_id)
 
     def leave(self, session_id: str, sid: str, *, at_once: bool = False) -> bool:

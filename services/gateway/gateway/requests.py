@@ -314,16 +314,8 @@ class Requests(Struct, frozen=True):
 
     def join(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[RollJoined]:
         """Check the actor in, as of when the join reached this gateway."""
-        received_at = self._received_at or self._clock()
-        # As `_envelope` has it, without a dictionary, which took 1 µs of the 2.4 that this took.
-        command = JoinRoll(
-            session_id=session_id,
-            command_id=command_id or self._ids.of_command(),
-            actor=actor,
-            received_at=received_at,
-            deadline=received_at + _A_WHILE,
-        )
-        return Question(self, self._calls, command, RollJoined, False)
+        command = JoinRoll(session_id=session_id, **self._envelope(actor, command_id))
+        return self._question(command, RollJoined, for_staff=False)
 
     def sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> Question[RollSynced]:
         """Read what changed on a roll since a number."""

@@ -77,8 +77,7 @@ class Room:
         if member.kind == "staff":
             self.staff_members[member.sid] = member
         else:
-            others = self._students.get(member.user_id)
-            self._students[member.user_id] = (*others, member) if others else (member,)
+            self._students[member.user_id] = (*self._students.get(member.user_id, ()), member)
         return known
 
     def remove(self, sid: str) -> Member | None:

@@ -121,15 +121,11 @@ class Rooms:
         Without `statistics_known`, the answer did not say how full the roll was then: that is told as well.
         """
         room.course_id = course_id
-        sid = member.sid
-        if member.kind == "student" and room.listener(sid) is not None:
+        if member.kind == "student" and room.listener(member.sid) is not None:
             # This socket hears all since its first answer (as staff: more than a student would).
             return
-        rooms = self._by_socket.get(sid)
-        if rooms is None:
-            rooms = self._by_socket[sid] = set()
-        rooms.add(room.session_id)
-        room.entering[sid] = member
+        room.entering[member.sid] = member
+        self._by_socket.setdefault(member.sid, set()).add(room.session_id)
         self._let_in(room, member, seq, statistics_known)
 
     def _let_in(self, room: Room, member: Member, seq: int, statistics_known: bool) -> None:

@@ -145,7 +145,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         except Exception:
             self._end(asked, None)
             return
-        if room is not None and command.let_in is not None:
+        if room is not None and command.let_in is not None and not asked.socket.gone:
             try:
                 command.let_in(asked, room, result)
             except Exception:

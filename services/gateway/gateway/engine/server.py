@@ -26,7 +26,6 @@ PATH: Final = "/socket.io/"
 MAX_UNDER_WAY: Final = 256
 """How many commands of one link may be under way at once."""
 BUSY_MS: Final = 1000
-_EVENT: Final = str(packet.EVENT)
 _FEW: Final = 128
 """How many characters an event has that others may say as well. No good token is as short as that: none is remembered."""
 _REMEMBERED: Final = 512
@@ -99,9 +98,11 @@ class Reply(Struct):
         link.under_way -= 1
         if link.closed or link.namespaces.get(self.namespace) != self.sid:
             return
-        packets = () if event is None else (_begun(self.namespace, event) + encoded + b"]",)
+        packets = []
+        if event is not None:
+            packets.append(_begun(self.namespace, event) + encoded + b"]")
         if self.number:
-            packets = (*packets, b"43%b%d[%b]" % (_PREFIXES[self.namespace], int(self.number), encoded))
+            packets.append(b"43%b%d[%b]" % (_PREFIXES[self.namespace], int(self.number), encoded))
         if packets:
             link.put(Message(*packets))
 
@@ -160,14 +161,12 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         if found is None:
             raise Malformed("no Socket.IO packet, or a binary one")
         head, name, number = found.groups()
-        namespace, rest = name or "/", data[found.end() :]
-        if head == _EVENT and namespace in link.namespaces:
+        kind, namespace, rest = int(head), name or "/", data[found.end() :]
+        if kind == packet.EVENT and namespace in link.namespaces:
             self._take_event(link, namespace, number, rest)
-            return None
-        if not link.within_rate():
+        elif not link.within_rate():
             raise Malformed("sends too much")
-        kind = int(head)
-        if kind == packet.CONNECT and not number:
+        elif kind == packet.CONNECT and not number:
             return self._take_connect(link, namespace, rest)
         elif kind == packet.DISCONNECT and not number:
             return self._take_disconnect(link, namespace)
