@@ -1,5 +1,8 @@
 # The two commands are `make run` and `make test`; everything they need is installed by the project's own files.
-PYTHON ?= python3
+# The system's own where it will do: distributions build theirs with what a profile says, which is worth a tenth of all joins
+# against one that was built without (docs/performance.md).
+PYTHON ?= $(shell for each in /usr/bin/python3 python3; do \
+	$$each -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; done; echo $$each)
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 

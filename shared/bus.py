@@ -79,11 +79,11 @@ class Bus(Protocol):
         where the queue is missing); the command may have arrived all the same. Safe to cancel: it may still be sent.
         """
 
-    def send_soon(self, queue: str, command: bytes, settled: Callable[[str | None], None]) -> None:
-        """Begin to do what `send` does, without a task, and raise nothing.
+    def send_soon(self, queue: str, commands: bytes, count: int, settled: Callable[[str | None], None]) -> None:
+        """Begin to do what `send` does, without a task, and raise nothing: up to `COMMANDS_PER_MESSAGE`, which stay together.
 
-        `settled` is called once, in a later turn of the loop: with None when the broker has the command, else with why it
-        may not have. It must not raise.
+        Between the encoded `commands` are commas. `settled` is called once for all of them, in a later turn of the loop: with
+        None when the broker has them, else with why it may not have. It must not raise.
         """
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:

@@ -44,11 +44,12 @@ def grouped(answers: Sequence[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]
 
 
 Settled = Callable[[str | None], None]
-"""Hears what became of a command: None when the broker has its message, else why it may not."""
+"""Hears what became of commands: None when the broker has their message, else why it may not."""
 
 
 class _Pending(Struct):
-    command: bytes
+    commands: bytes
+    count: int
     settled: Settled | None
     """Whom to tell; None when they were told, or have given up."""
     deadline: float
@@ -72,15 +73,18 @@ class Coalescer:
     async def send(self, command: bytes) -> None:
         """Send one command; return when the broker has its message. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = self.send_soon(command, partial(_end, sent))
+        pending = self.send_soon(command, 1, partial(_end, sent))
         try:
             await sent
         finally:
             pending.settled = None
 
-    def send_soon(self, command: bytes, settled: Settled) -> _Pending:
-        """Begin to send one command; its `settled` is called once, in a later turn of the loop, unless it is None by then."""
-        pending = _Pending(command, settled, monotonic() + SEND_TIMEOUT_SECONDS)
+    def send_soon(self, commands: bytes, count: int, settled: Settled) -> _Pending:
+        """Begin to send commands, with commas between them, as part of one message.
+
+        Their `settled` is called once, in a later turn of the loop, unless it is None by then.
+        """
+        pending = _Pending(commands, count, settled, monotonic() + SEND_TIMEOUT_SECONDS)
         if self._closed:
             asyncio.get_running_loop().call_soon(_settle, (pending,), CLOSED)
             return pending
@@ -116,10 +120,11 @@ class Coalescer:
     def _board(self) -> list[_Pending]:
         """Take what goes in the next message; a `send` that was cancelled, or was told Unavailable, is left out."""
         boarded: list[_Pending] = []
-        size = 0
-        while self._waiting and len(boarded) < COMMANDS_PER_MESSAGE:
-            size += len(self._waiting[0].command)
-            if boarded and size > BYTES_PER_MESSAGE:
+        count = size = 0
+        while self._waiting:
+            count += self._waiting[0].count
+            size += len(self._waiting[0].commands)
+            if boarded and (count > COMMANDS_PER_MESSAGE or size > BYTES_PER_MESSAGE):
                 break
             pending = self._waiting.popleft()
             if pending.settled is not None:
@@ -129,11 +134,11 @@ class Coalescer:
     async def _carry(self, batch: Sequence[_Pending]) -> str | None:
         """Publish one message; return why it may not have arrived, None when it has."""
         try:
-            await self._publish(array([pending.command for pending in batch]))
+            await self._publish(array([pending.commands for pending in batch]))
         except Unavailable as error:
             return str(error)
         except Exception as error:
-            log.exception("bus.publish_failed", commands=len(batch))
+            log.exception("bus.publish_failed", commands=sum(pending.count for pending in batch))
             return f"{type(error).__name__}: {error}"
         return None
 

@@ -69,9 +69,9 @@ class MemoryBus:
         """Send one command; return when it has been handled, else raise Unavailable in time."""
         await self._commands.to(queue).send(command)
 
-    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
-        """Begin to send one command."""
-        self._commands.to(queue).send_soon(command, settled)
+    def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
+        """Begin to send commands."""
+        self._commands.to(queue).send_soon(commands, count, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         if queue not in self.broker.queues:

@@ -70,9 +70,9 @@ class AmqpBus:
         """Send one command in the next message to its queue; raise Unavailable when that is not confirmed in time."""
         await self._commands.to(queue).send(command)
 
-    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
-        """Begin to send one command in the next message to its queue."""
-        self._commands.to(queue).send_soon(command, settled)
+    def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
+        """Begin to send commands in the next message to their queue."""
+        self._commands.to(queue).send_soon(commands, count, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:
         if await self._express.offer(queue, body):

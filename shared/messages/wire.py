@@ -1,5 +1,6 @@
 """How messages are written and read: JSON, and CloudEvents 1.0 for events."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from msgspec import DecodeError, Meta, MsgspecError, Raw, Struct, json
@@ -45,6 +46,11 @@ _data = {name: json.Decoder(data) for name, data in EVENT_TYPES.items()}
 def encode(message: Struct) -> bytes:
     """Write a command, an answer or a result as JSON."""
     return _encoder.encode(message)
+
+
+def encode_items(messages: Sequence[Struct]) -> bytes:
+    """Write messages as the items of a JSON array, without its brackets."""
+    return _encoder.encode(messages)[1:-1]
 
 
 def encode_result(correlation_id: str, result: Struct) -> bytes:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.calls import Calls
-from shared.bus import Delivery
+from shared.bus import COMMANDS_PER_MESSAGE, Delivery
 from shared.clock import utc_now
 from shared.coalescer import Settled
 from shared.errors import Refused
@@ -128,8 +128,8 @@ async def test_a_command_whose_time_is_over_is_a_timeout_and_not_sent() -> None:
     sent: list[bytes] = []
 
     class Bus(MemoryBus):
-        def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
-            sent.append(command)
+        def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
+            sent.append(commands)
 
     calls = Calls(Bus(MemoryBroker()), utc_now)
     with pytest.raises(Refused) as refused:
@@ -156,29 +156,21 @@ def test_who_asks_with_no_time_left_is_told_as_everybody_is() -> None:
 
 
 class Counter(MemoryBus):
-    """Counts what leaves together, in one turn of the loop, and lets nothing be taken."""
+    """Counts what leaves together, and lets nothing be taken."""
 
-    def __init__(self) -> None:
-        super().__init__(MemoryBroker())
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
         self.left: list[int] = []
         self.departed = asyncio.Event()
-        self._open = False
 
-    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
-        if not self._open:
-            self._open = True
-            self.left.append(0)
-            asyncio.get_running_loop().call_soon(self._shut)
-        self.left[-1] += 1
+    def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
+        self.left.append(count)
         self.departed.set()
-        super().send_soon(queue, command, settled)
-
-    def _shut(self) -> None:
-        self._open = False
+        super().send_soon(queue, commands, count, settled)
 
 
 async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wait_for_them() -> None:
-    bus = Counter()
+    bus = Counter(MemoryBroker())
     calls = Calls(bus, utc_now)
     await calls.open()
     told: asyncio.Queue[object] = asyncio.Queue()
@@ -188,8 +180,6 @@ async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wai
 
     begin(a_join())
     await bus.departed.wait()
-    # The turn of the loop in which it left is over.
-    await asyncio.sleep(0)
     begin(a_join())
     begin(a_join())
     assert bus.left == [1]
@@ -201,6 +191,41 @@ async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wai
         for _ in range(4):
             await told.get()
     assert bus.left == [1, 1, 2]
+
+
+async def test_a_crowd_leaves_in_as_few_messages_as_there_can_be_and_each_is_answered() -> None:
+    broker = MemoryBroker()
+    bus, service = Counter(broker), MemoryBus(broker)
+    calls = Calls(bus, utc_now)
+    await calls.open()
+    asking = [asyncio.create_task(calls.ask(a_join(seconds=5), RollJoined)) for _ in range(COMMANDS_PER_MESSAGE + 1)]
+    inbox, answered = service.inbox(ATTENDANCE_COMMANDS), 0
+
+    while answered < len(asking):
+        for delivery in await inbox.take(10):
+            commands = decode_commands(delivery.body)
+            addresses = [command.reply_to for command in commands if command.reply_to is not None]
+            answered += len(addresses)
+            await service.answer([(to.queue, encode_answer(to.correlation_id, JOINED)) for to in addresses])
+            await delivery.ack()
+
+    assert await asyncio.gather(*asking) == [JOINED] * len(asking)
+    assert bus.left == [COMMANDS_PER_MESSAGE, 1]
+
+
+async def test_who_leaves_with_others_is_told_in_their_own_time() -> None:
+    """Who had to wait for their turn has less of it left."""
+    broker = MemoryBroker()
+    calls = await calls_on(broker)
+    told: asyncio.Queue[str] = asyncio.Queue()
+    for seconds, name in ((5, "patient"), (0.1, "in a hurry"), (5, "patient, too")):
+        calls.begin(a_join(seconds), RollJoined, lambda name, _: told.put_nowait(name), name)
+    _, delivery = await take(broker)
+    await delivery.ack()
+
+    async with asyncio.timeout(2):
+        assert await told.get() == "in a hurry"
+    assert told.empty()
 
 
 @pytest.mark.parametrize("end", ["answered", "refused", "malformed", "timeout", "unavailable", "closed"])

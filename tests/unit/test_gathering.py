@@ -1,6 +1,6 @@
 """Who leaves when, where others are under way: nobody alone waits, and nobody for long. On a clock that the test moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from types import SimpleNamespace
@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from gateway import gathering
 from gateway.gathering import GATHER_SECONDS, MANY, RETURN_SECONDS, Gathering
-from shared.coalescer import Settled
 
-QUEUE = "attendance.commands"
 ROUNDING = 1e-9
 
 
@@ -44,6 +42,9 @@ class Clock:
         heappush(self._due, (self.now + seconds, next(self._numbers), timer))
         return timer
 
+    def call_soon(self, call: Callable[[], None]) -> Timer:
+        return self.call_later(0, call)
+
     def pass_by(self, seconds: float) -> None:
         """Let so much time pass; what is due meanwhile is done then."""
         until = self.now + seconds
@@ -60,22 +61,19 @@ class Clock:
 
 
 class Road:
-    """Where commands leave: what left at one time stands together."""
+    """Where commands leave, some together."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.left: list[tuple[float, list[str]]] = []
-        self.gathering = Gathering(self._send)
+        self.gathering = Gathering[str](self._leave)
 
-    def _send(self, queue: str, command: bytes, settled: Settled) -> None:
-        assert queue == QUEUE
-        if not self.left or self.left[-1][0] != self.clock.now:
-            self.left.append((self.clock.now, []))
-        self.left[-1][1].append(command.decode())
+    def _leave(self, names: Sequence[str]) -> None:
+        self.left.append((self.clock.now, list(names)))
 
     def ask(self, *names: str) -> None:
         for name in names:
-            self.gathering.send_soon(QUEUE, name.encode(), lambda _: None)
+            self.gathering.put(name)
 
     def answer(self, number: int) -> None:
         self.gathering.answered(number)
@@ -173,10 +171,12 @@ def test_where_many_are_under_way_nobody_waits(road: Road) -> None:
     road.clock.pass_by(0)
     assert len(road.messages) == 1
 
-    road.ask(names[-1])
-    assert road.messages[1:] == [names]
+    road.ask(names[-1], "with what this turn brings")
+    road.clock.pass_by(0)
+    assert road.messages[1:] == [[*names, "with what this turn brings"]]
     road.clock.pass_by(0.001)
     road.ask("one more")
+    road.clock.pass_by(0)
     assert road.left[-1] == (road.clock.now, ["one more"])
 
 

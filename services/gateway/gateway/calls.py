@@ -1,8 +1,8 @@
 """Asking a service: a command goes out over the bus, and its answer comes back to this process or not at all."""
 
 import asyncio
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Sequence
+from itertools import count, islice
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -11,10 +11,10 @@ from msgspec import UNSET, MsgspecError, Struct
 from msgspec.structs import replace
 
 from gateway.gathering import Gathering
-from shared.bus import Bus
+from shared.bus import COMMANDS_PER_MESSAGE, Bus
 from shared.clock import Clock
 from shared.errors import Refused
-from shared.messages import Answer, Command, ReplyTo, decode, decode_answers, encode
+from shared.messages import Answer, Command, ReplyTo, decode, decode_answers, encode_items
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -25,24 +25,36 @@ _TICK_SECONDS: Final = 0.02
 
 
 class _Caller(Struct):
-    """Somebody who waits for an answer, by the number under which they wait."""
+    """Somebody who waits for an answer."""
 
-    calls: "Calls"
-    address: str
+    command: Command
     expect: type[Any]
     tell: Callable[[Any, Any], None]
     who: Any
-    gathers: bool
-    """Whether their command travels with others."""
-    sent: bool = False
-    """Whether the broker has their command."""
+    message: "_Message | None" = None
+    """With which their command has left."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether the broker has their command."""
+        return self.message is not None and self.message.confirmed
+
+
+class _Message(Struct):
+    """Commands that have left together."""
+
+    calls: "Calls"
+    numbers: list[str]
+    """Under which their callers wait."""
+    confirmed: bool = False
 
     def settled(self, failure: str | None) -> None:
-        """Note that the broker has their command, or tell them that it may not have it."""
+        """Note that the broker has the commands, or tell their callers that it may not have them."""
         if failure is None:
-            self.sent = True
+            self.confirmed = True
         else:
-            self.calls.end(self, Refused("unavailable"))
+            for number in self.numbers:
+                self.calls.end(number, Refused("unavailable"))
 
 
 class Calls:
@@ -51,9 +63,10 @@ class Calls:
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock
-        self._gathering = Gathering(bus.send_soon)
+        self._gathering = Gathering(self._leave)
         self._numbers = count(1)
         self._callers: dict[str, _Caller] = {}
+        """By the number under which they wait."""
         self._due: dict[int, list[str]] = {}
         """Whose time is over at which tick; who has been answered stays in it until then."""
         self._tick = 0
@@ -79,45 +92,58 @@ class Calls:
         or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
         is over is not even sent.
         """
-        now = self._clock()
-        if command.deadline <= now:
+        if command.deadline <= self._clock():
             asyncio.get_running_loop().call_soon(tell, who, Refused("timeout"))
             return
-        address = str(next(self._numbers))
-        addressed = encode(replace(command, reply_to=ReplyTo(self._bus.answer_queue, address)))
-        gathers = command.gathers
-        self._callers[address] = caller = _Caller(self, address, expect, tell, who, gathers)
-        self._expect((command.deadline - now).total_seconds(), address)
-        send = self._gathering.send_soon if gathers else self._bus.send_soon
-        send(command.queue, addressed, caller.settled)
+        caller = _Caller(command, expect, tell, who)
+        if command.gathers:
+            self._gathering.put(caller)
+        else:
+            self._leave([caller])
 
-    def end(self, caller: _Caller, result: Any) -> None:
+    def end(self, number: str, result: Any) -> None:
         """Tell somebody what came of their command, unless they were told."""
-        if self._callers.pop(caller.address, None) is not None:
-            self._gathering.answered(caller.gathers)
+        if (caller := self._callers.pop(number, None)) is not None:
+            self._gathering.answered(caller.command.gathers)
             _tell(caller, result)
 
-    def _expect(self, seconds: float, address: str) -> None:
-        """Have a caller told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
-        now = monotonic()
-        tick = int((now + seconds) / _TICK_SECONDS) + 1
-        due = self._due.get(tick)
-        if due is not None:
-            due.append(address)
-            return
-        self._due[tick] = [address]
+    def _leave(self, callers: Sequence[_Caller]) -> None:
+        """Send the commands of some callers, all to one queue, in as few messages as there can be."""
+        for start in range(0, len(callers), COMMANDS_PER_MESSAGE):
+            together = callers[start : start + COMMANDS_PER_MESSAGE]
+            message = _Message(self, [str(number) for number in islice(self._numbers, len(together))])
+            queue, commands = self._bus.answer_queue, []
+            for number, caller in zip(message.numbers, together, strict=True):
+                self._callers[number] = caller
+                caller.message = message
+                commands.append(replace(caller.command, reply_to=ReplyTo(queue, number)))
+            self._expect(message.numbers, commands)
+            self._bus.send_soon(commands[0].queue, encode_items(commands), len(commands), message.settled)
+
+    def _expect(self, numbers: Sequence[str], commands: Sequence[Command]) -> None:
+        """Have callers told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
+        now, clock = monotonic(), self._clock()
         if self._timer is None:
             self._tick = int(now / _TICK_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look)
+        deadline = None
+        due: list[str] = []
+        for number, command in zip(numbers, commands, strict=True):
+            # Most of those who leave together have come together.
+            if command.deadline != deadline:
+                deadline = command.deadline
+                seconds = max(0.0, (deadline - clock).total_seconds())
+                due = self._due.setdefault(int((now + seconds) / _TICK_SECONDS) + 1, [])
+            due.append(number)
 
     def _look(self) -> None:
         """Tell those whose time is over, and look again at the next tick while anybody is expected."""
         now = int(monotonic() / _TICK_SECONDS)
         while self._tick < now:
             self._tick += 1
-            for address in self._due.pop(self._tick, ()):
-                if (caller := self._callers.get(address)) is not None:
-                    self.end(caller, Refused("timeout" if caller.sent else "unavailable"))
+            for number in self._due.pop(self._tick, ()):
+                if (caller := self._callers.get(number)) is not None:
+                    self.end(number, Refused("timeout" if caller.sent else "unavailable"))
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
@@ -129,7 +155,7 @@ class Calls:
         gathered = 0
         for answer in answers:
             if (caller := self._callers.pop(answer.correlation_id, None)) is not None:
-                gathered += caller.gathers
+                gathered += caller.command.gathers
                 _tell(caller, _result(answer, caller.expect))
         self._gathering.answered(gathered)
 

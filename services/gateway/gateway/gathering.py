@@ -5,10 +5,10 @@ answers leaves when these have come, or a moment later. Why: docs/decisions/0025
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar
 
-from shared.coalescer import Settled
+T = TypeVar("T")
 
 GATHER_SECONDS: Final = 0.01
 """How long a command waits for the answers to others."""
@@ -18,41 +18,33 @@ MANY: Final = 32
 """Where more are unanswered nobody waits: messages are large enough, and whoever does the work should not pause."""
 
 
-Send = Callable[[str, bytes, Settled], None]
-"""Begins to send a command to a queue; see `Bus.send_soon`."""
+class Gathering(Generic[T]):
+    """What leaves together. Each is `answered` once, or given up."""
 
-
-class Gathering:
-    """The commands of one process that leave together. Each is `answered` once, or given up."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._waiting: list[tuple[str, bytes, Settled]] = []
+    def __init__(self, leave: Callable[[Sequence[T]], None]) -> None:
+        self._leave = leave
+        self._waiting: list[T] = []
         self._unanswered = 0
         """Those that wait included."""
         self._expected = 0
         """How many will wait once all have come back who were answered just now."""
         self._answered_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._leaving = False
+        """Whether those that wait leave at the end of this turn of the loop."""
 
-    def send_soon(self, queue: str, command: bytes, settled: Settled) -> None:
-        """Send a command now, or together with those that come while others are under way."""
+    def put(self, item: T) -> None:
+        """Let something leave at the end of this turn of the loop, or with what comes while others are under way."""
         self._unanswered += 1
-        if self._unanswered > MANY and not self._waiting:
-            self._send(queue, command, settled)
+        self._waiting.append(item)
+        if self._leaving:
             return
-        self._waiting.append((queue, command, settled))
         count = len(self._waiting)
-        if self._unanswered > MANY:
-            self._leave()
-        elif self._unanswered > count:
-            if self._timer is None:
-                self._leave_in(GATHER_SECONDS)
-        elif count >= self._expected:
-            # With what else this turn of the loop brings.
-            self._leave_in(0)
+        alone = self._unanswered <= count
+        if self._unanswered > MANY or (alone and count >= self._expected):
+            self._leave_now()
         elif self._timer is None:
-            self._leave_in(self._answered_at + RETURN_SECONDS - _now())
+            self._leave_in(self._answered_at + RETURN_SECONDS - _now() if alone else GATHER_SECONDS)
 
     def answered(self, count: int) -> None:
         """Count some as no longer under way, though they may not have left yet: their callers' time may be over."""
@@ -64,22 +56,28 @@ class Gathering:
             self._expected = len(self._waiting)
         self._expected += count
         self._answered_at = now
-        if self._waiting and self._unanswered <= len(self._waiting):
+        if self._waiting and self._unanswered <= len(self._waiting) and not self._leaving:
             self._leave_in(RETURN_SECONDS)
 
-    def _leave_in(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(max(0, seconds), self._leave)
+    def _leave_now(self) -> None:
+        """Have all leave with what else this turn of the loop brings."""
+        self._stop()
+        self._leaving = True
+        self._timer = asyncio.get_running_loop().call_soon(self._leave_all)
 
-    def _leave(self) -> None:
+    def _leave_in(self, seconds: float) -> None:
+        self._stop()
+        self._timer = asyncio.get_running_loop().call_later(max(0, seconds), self._leave_all)
+
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+
+    def _leave_all(self) -> None:
+        self._timer, self._leaving = None, False
         waiting, self._waiting = self._waiting, []
         self._expected = 0
-        for queue, command, settled in waiting:
-            self._send(queue, command, settled)
+        self._leave(waiting)
 
 
 def _now() -> float:

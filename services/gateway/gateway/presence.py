@@ -80,7 +80,7 @@ class Presence:
         self._id = gateway_id
         self._clock = clock
         self._staffed = staffed
-        self._by_socket: dict[str, dict[str, str]] = {}
+        self._by_socket = defaultdict[str, dict[str, str]](dict)
         """Students by socket and session."""
         self._own: dict[str, Statement] = {}
         """What is to be said of each session: the truth about this gateway."""
@@ -104,7 +104,7 @@ class Presence:
 
         Who had joined before comes `again`: staff who were told that they left are told that they are back.
         """
-        sessions = self._by_socket.setdefault(sid, {})
+        sessions = self._by_socket[sid]
         if session_id in sessions:
             return
         sessions[session_id] = student_id

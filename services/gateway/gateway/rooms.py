@@ -6,6 +6,7 @@ fetched, what was heard is dropped: each listener hears each event once, in orde
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -59,7 +60,7 @@ class Rooms:
         self._tell_left = tell_left
         self._tell_back = tell_back
         self._rooms: dict[str, Room] = {}
-        self._by_socket: dict[str, set[str]] = {}
+        self._by_socket = defaultdict[str, set[str]](set)
 
     def room_of(self, session_id: str) -> Room | None:
         """Find the room of a roll, where this gateway hosts one."""
@@ -125,7 +126,7 @@ class Rooms:
             # This socket hears all since its first answer (as staff: more than a student would).
             return
         room.entering[member.sid] = member
-        self._by_socket.setdefault(member.sid, set()).add(room.session_id)
+        self._by_socket[member.sid].add(room.session_id)
         self._let_in(room, member, seq, statistics_known)
 
     def _let_in(self, room: Room, member: Member, seq: int, statistics_known: bool) -> None:
@@ -190,10 +191,10 @@ class Rooms:
 
     def _forget(self, room: Room, sid: str) -> None:
         room.entering.pop(sid, None)
-        rooms = self._by_socket.get(sid, set())
+        rooms = self._by_socket[sid]
         rooms.discard(room.session_id)
         if not rooms:
-            self._by_socket.pop(sid, None)
+            del self._by_socket[sid]
         room.remove(sid)
 
     def leave_all(self, sid: str) -> None:
