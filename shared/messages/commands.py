@@ -24,8 +24,6 @@ class Command(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     queue: ClassVar[str]
     alone: ClassVar[bool] = False
     """Whether it is a batch of its own: it may take long, and nobody beside it is to wait for it."""
-    gathers: ClassVar[bool] = False
-    """Whether many come at once, so that it may wait for a moment to leave with others."""
 
     command_id: str
     actor: Actor
@@ -213,8 +211,6 @@ class ExplainNoRoll(SessionCommand, frozen=True, kw_only=True):
 
 class JoinRoll(AttendanceCommand, frozen=True, kw_only=True):
     """Check the actor in on a roll."""
-
-    gathers: ClassVar[bool] = True
 
 
 class Mark(Struct, frozen=True, kw_only=True):

@@ -1,20 +1,22 @@
 """How the tests of sockets ask: one namespace of a gateway on a real Valkey, before services that say what a test wants."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from inspect import isawaitable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from gateway.auth import Tokens, mint
+from gateway.calls import Told
 from gateway.commands import Commands
 from gateway.door import Door
 from gateway.engine.server import Reply, Spoken
+from gateway.joins import Joins
 from gateway.keys import Keys, Secret
-from gateway.requests import SECONDS
+from gateway.requests import SECONDS, Joining
 from gateway.sockets import Attendance
 from gateway.usage import Usage
 from shared.errors import Refused
@@ -22,6 +24,7 @@ from shared.messages import ActiveSessions, Actor, Course, Record, Role, RollJoi
 from tests.contract.room_events import COURSE, NINE, SID, a_session, active, statistics, whole_roll
 from tests.contract.room_talk import Ear, World
 
+W = TypeVar("W")
 SECRET = "a secret of at least thirty-two bytes"
 ABOUT = {"session_id": SID}
 
@@ -89,6 +92,11 @@ class Services:
     def received(self, at: datetime) -> "Services":
         self.received_at = at
         return self
+
+    def begin_joins(self, joins: Sequence[Joining[W]], tell: Callable[[Told[W, RollJoined]], None]) -> None:
+        for actor, session_id, command_id, received_at, who in joins:
+            self.received_at = received_at
+            self.join(actor, session_id, command_id).begin(lambda who, result: tell([(who, result)]), who)
 
     def seconds_left(self) -> float:
         return SECONDS
@@ -163,7 +171,8 @@ class Gateway:
         self.usage = Usage(world.redis, world.names)
         self.door = Door(tokens, self.usage)
         requests: Any = self.services
-        commands = Commands(tokens, requests, world.rooms, world.courses, world.watchers, world.presence)
+        joins = Joins(requests, world.rooms, world.courses, world.presence, lambda: self.time)
+        commands = Commands(tokens, requests, world.rooms, world.courses, world.watchers, world.presence, joins)
         self.attendance = Attendance(
             "/",
             world.manager,

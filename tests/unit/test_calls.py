@@ -5,10 +5,9 @@ from datetime import timedelta
 
 import pytest
 import uvloop
-from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.calls import Calls
+from gateway.calls import Calls, Told
 from shared.bus import COMMANDS_PER_MESSAGE, Delivery
 from shared.clock import utc_now
 from shared.coalescer import Settled
@@ -18,9 +17,7 @@ from shared.messages import (
     ATTENDANCE_COMMANDS,
     Actor,
     Command,
-    Heard,
     JoinRoll,
-    ReadRoll,
     RollJoined,
     decode_commands,
 )
@@ -156,104 +153,65 @@ def test_who_asks_with_no_time_left_is_told_as_everybody_is() -> None:
 
 
 class Counter(MemoryBus):
-    """Counts what leaves together, and lets nothing be taken."""
+    """Counts what leaves together."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
         self.left: list[int] = []
-        self.departed = asyncio.Event()
 
     def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
         self.left.append(count)
-        self.departed.set()
         super().send_soon(queue, commands, count, settled)
 
 
-async def test_joins_leave_together_while_one_is_under_way_and_others_do_not_wait_for_them() -> None:
-    bus = Counter(MemoryBroker())
-    calls = Calls(bus, utc_now)
-    await calls.open()
-    told: asyncio.Queue[object] = asyncio.Queue()
-
-    def begin(command: Command) -> None:
-        calls.begin(command, RollJoined, lambda _, result: told.put_nowait(result), None)
-
-    begin(a_join())
-    await bus.departed.wait()
-    begin(a_join())
-    begin(a_join())
-    assert bus.left == [1]
-    now = utc_now()
-    begin(ReadRoll(command_id="r", actor=ADMIN, received_at=now, deadline=now + timedelta(seconds=0.2), session_id="s"))
-    assert bus.left == [1, 1]
-
-    async with asyncio.timeout(5):
-        for _ in range(4):
-            await told.get()
-    assert bus.left == [1, 1, 2]
+def a_crowd(calls: Calls, *seconds: float) -> list[tuple[Command, int]]:
+    """Joins with as much time as is said, each asked by its number."""
+    return [
+        (replace(a_join(each), reply_to=address), number)
+        for number, (each, address) in enumerate(zip(seconds, calls.addresses(len(seconds)), strict=True))
+    ]
 
 
-async def test_a_crowd_leaves_in_as_few_messages_as_there_can_be_and_each_is_answered() -> None:
+async def test_a_crowd_leaves_in_as_few_messages_as_there_can_be_and_what_is_answered_together_is_told_together() -> None:
     broker = MemoryBroker()
     bus, service = Counter(broker), MemoryBus(broker)
     calls = Calls(bus, utc_now)
     await calls.open()
-    asking = [asyncio.create_task(calls.ask(a_join(seconds=5), RollJoined)) for _ in range(COMMANDS_PER_MESSAGE + 1)]
+    told: asyncio.Queue[Told[int, RollJoined]] = asyncio.Queue()
+    size = COMMANDS_PER_MESSAGE + 1
     inbox, answered = service.inbox(ATTENDANCE_COMMANDS), 0
 
-    while answered < len(asking):
+    calls.begin_all(a_crowd(calls, *[5] * size), RollJoined, told.put_nowait)
+    while answered < size:
         for delivery in await inbox.take(10):
-            commands = decode_commands(delivery.body)
-            addresses = [command.reply_to for command in commands if command.reply_to is not None]
+            addresses = [command.reply_to for command in decode_commands(delivery.body) if command.reply_to is not None]
             answered += len(addresses)
             await service.answer([(to.queue, encode_answer(to.correlation_id, JOINED)) for to in addresses])
             await delivery.ack()
 
-    assert await asyncio.gather(*asking) == [JOINED] * len(asking)
     assert bus.left == [COMMANDS_PER_MESSAGE, 1]
+    async with asyncio.timeout(5):
+        first, last = await told.get(), await told.get()
+    assert [*first, *last] == [(number, JOINED) for number in range(size)]
+    assert last == [(COMMANDS_PER_MESSAGE, JOINED)]
 
 
 async def test_who_leaves_with_others_is_told_in_their_own_time() -> None:
-    """Who had to wait for their turn has less of it left."""
+    """Who had to wait for their turn has less of it left, or none."""
     broker = MemoryBroker()
     calls = await calls_on(broker)
-    told: asyncio.Queue[str] = asyncio.Queue()
-    for seconds, name in ((5, "patient"), (0.1, "in a hurry"), (5, "patient, too")):
-        calls.begin(a_join(seconds), RollJoined, lambda name, _: told.put_nowait(name), name)
+    told: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+
+    def tell(together: Told[int, RollJoined]) -> None:
+        for who, result in together:
+            told.put_nowait((who, result.code if isinstance(result, Refused) else "ok"))
+
+    calls.begin_all(a_crowd(calls, 5, 0.1, 5, 0), RollJoined, tell)
     _, delivery = await take(broker)
+    commands = decode_commands(delivery.body)
     await delivery.ack()
 
     async with asyncio.timeout(2):
-        assert await told.get() == "in a hurry"
+        assert [await told.get(), await told.get()] == [(3, "timeout"), (1, "timeout")]
     assert told.empty()
-
-
-@pytest.mark.parametrize("end", ["answered", "refused", "malformed", "timeout", "unavailable", "closed"])
-async def test_whatever_becomes_of_a_join_it_is_under_way_no_more(end: str) -> None:
-    """Else the next ones would wait for it, or not wait for anybody any more."""
-    broker = MemoryBroker()
-    bus = MemoryBus(broker)
-    calls = Calls(bus, utc_now)
-    await calls.open()
-    asking = asyncio.create_task(calls.ask(a_join(), RollJoined))
-    if end == "closed":
-        await asyncio.sleep(0)
-        await bus.close()
-    elif end != "unavailable":
-        service, delivery = await take(broker)
-        (command,) = decode_commands(delivery.body)
-        assert command.reply_to is not None
-        queue, number = command.reply_to.queue, command.reply_to.correlation_id
-        answers: dict[str, Struct | Refused] = {
-            "answered": JOINED,
-            "refused": Refused("session_not_active"),
-            "malformed": Heard(),
-        }
-        if end in answers:
-            await service.answer([(queue, encode_answer(number, answers[end]))])
-        else:
-            await delivery.ack()
-
-    await asyncio.gather(asking, return_exceptions=True)
-
-    assert calls._gathering._unanswered == 0
+    assert len(commands) == 3

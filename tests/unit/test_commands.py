@@ -11,6 +11,7 @@ import pytest
 from gateway.asked import Asked, Socket
 from gateway.auth import User
 from gateway.commands import Commands
+from gateway.joins import Joins
 from gateway.payloads import SessionCommandPayload
 from gateway.requests import SECONDS, Requests
 from shared.errors import Refused
@@ -38,7 +39,8 @@ async def test_who_asks_who_is_online_hears_in_time_where_redis_is_silent() -> N
     nothing: Any = None
     requests = Requests(cast(Any, AnsweringCalls()), lambda: NOW + timedelta(seconds=SPENT_SECONDS))
     presence: Any = SilentPresence()
-    commands = Commands(nothing, requests, nothing, nothing, nothing, presence).table()
+    joins = Joins(requests, nothing, nothing, presence, lambda: NOW)
+    commands = Commands(nothing, requests, nothing, nothing, nothing, presence, joins).table()
     socket = Socket("sid", "/", nothing, User(Actor("ada", "Ada", "teacher"), NOW), NOW)
     command = commands["getOnlineStudents"]
     assert command.do is not None

@@ -2,6 +2,7 @@
 what the gateway itself must know is asked again.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast, get_args
 
@@ -28,10 +29,12 @@ from shared.messages import (
     AnyCommand,
     Command,
     Heard,
+    JoinRoll,
     News,
     PutRoster,
     ReadOutline,
     ReadRoll,
+    ReplyTo,
     RosterStored,
     SummarizeCourse,
 )
@@ -79,6 +82,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.commands: list[Command] = []
+        self.waiting: list[str] = []
+
+    def addresses(self, count: int) -> list[ReplyTo]:
+        return [ReplyTo("answers", str(number)) for number in range(count)]
+
+    def begin_all(self, asking: Sequence[tuple[Command, str]], expect: type[Any], tell: Any) -> None:
+        self.commands += [command for command, _ in asking]
+        self.waiting += [who for _, who in asking]
 
     async def ask(self, command: Command, expect: type[Any]) -> Any:
         self.commands.append(command)
@@ -111,10 +122,32 @@ async def test_each_command_must_be_begun_within_its_time(name: str) -> None:
 async def test_nothing_that_can_be_asked_is_left_out() -> None:
     sent = {type(command) for name in ASKED for command in await asked(name)}
 
-    assert {*ASKED, "received", "seconds_left", "explain_no_roll"} == {
+    assert {*ASKED, "begin_joins", "received", "seconds_left", "explain_no_roll"} == {
         name for name in vars(Requests) if not name.startswith("_")
     }
     assert sent == set(get_args(AnyCommand))
+
+
+async def test_joins_that_go_together_are_each_one_s_own() -> None:
+    recorder, came = Recorder(), NOW - timedelta(seconds=1.5)
+    ann, ben = (Actor(name, name.title(), "student") for name in ("ann", "ben"))
+
+    joins = [(ann, "5e55", None, came, "ann waits"), (ben, "5e56", "ben-1", NOW, "ben waits")]
+    Requests(cast(Calls, recorder), lambda: NOW).begin_joins(joins, print)
+
+    first, second = recorder.commands
+    assert isinstance(first, JoinRoll)
+    assert isinstance(second, JoinRoll)
+    assert (first.actor, first.session_id, first.received_at, first.deadline) == (
+        ann,
+        "5e55",
+        came,
+        came + timedelta(seconds=2),
+    )
+    assert (second.actor, second.session_id, second.command_id, second.received_at) == (ben, "5e56", "ben-1", NOW)
+    assert first.command_id
+    assert [each.reply_to for each in recorder.commands] == recorder.addresses(2)
+    assert recorder.waiting == ["ann waits", "ben waits"]
 
 
 @pytest.mark.parametrize("name", ["join", "sync", "start", "mark"])

@@ -24,6 +24,7 @@ from gateway.engine.links import CONNECT_SECONDS
 from gateway.engine.server import NAMESPACES, PATH, Json, Manager, Server, quiet_logger
 from gateway.errands import Errands
 from gateway.http import PREFIX, admits, api, cors, docs, refusals
+from gateway.joins import Joins
 from gateway.keys import open_keys
 from gateway.payloads import MAX_FRAME_BYTES
 from gateway.presence import Presence
@@ -110,7 +111,8 @@ async def _serving(
     courses = Courses(
         names, listener, errands, rooms, watchers, presence, requests.read_standing, requests.read_active_sessions
     )
-    commands = Commands(tokens, requests, rooms, courses, watchers, presence).table()
+    joins = Joins(requests, rooms, courses, presence, clock)
+    commands = Commands(tokens, requests, rooms, courses, watchers, presence, joins).table()
     departures = Departures()
     server = Server(
         async_mode="aiohttp",

@@ -15,6 +15,7 @@ from gateway.payloads import MAX_PAYLOAD_BYTES, CommandPayload
 from gateway.requests import Question
 from gateway.room import Kind, Member, Room
 from gateway.views import View
+from shared.errors import Refused
 from shared.messages import Actor
 
 
@@ -83,6 +84,12 @@ class Asked(Struct):
         """Who asks."""
         return self.socket.user.actor
 
+    def over(self) -> None:
+        """Let go of the room that was held, and pass the turn on."""
+        if self.room is not None:
+            self.room.holds -= 1
+        self.socket.pass_turn(self.about)
+
 
 class Answer(Struct, frozen=True):
     """What the caller is acknowledged, and the event that carries the same to them; None where there is none."""
@@ -95,7 +102,8 @@ class Command(Struct, frozen=True):
     """What a client may send under one name: its shape and its size, and what it does.
 
     Most commands are one `question` to a service, the `answer` made of its result and, for those that listen to the roll from
-    then on, who is to be let in: these need no task. The others `do` what they do. All raise Refused.
+    then on, who is to be let in: these need no task. The others `do` what they do. All raise Refused. What comes in crowds is
+    asked, answered and let in `together` instead.
     """
 
     payload: type[CommandPayload]
@@ -104,4 +112,11 @@ class Command(Struct, frozen=True):
     answer: Callable[[Asked, Any], Answer] | None = None
     let_in: Callable[[Asked, Room, Any], None] | None = None
     do: Callable[[Asked], Awaitable[Answer]] | None = None
+    together: Callable[[Asked, Callable[[Asked, Refused], None]], None] | None = None
+    """Is handed what is asked, and what to do with one that is refused."""
     max_bytes: int = MAX_PAYLOAD_BYTES
+
+    @property
+    def enters(self) -> bool:
+        """Whether who has asked it may listen to the roll from then on."""
+        return self.let_in is not None or self.together is not None

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
 from itertools import count, islice
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -10,7 +12,6 @@ import structlog
 from msgspec import UNSET, MsgspecError, Struct
 from msgspec.structs import replace
 
-from gateway.gathering import Gathering
 from shared.bus import COMMANDS_PER_MESSAGE, Bus
 from shared.clock import Clock
 from shared.errors import Refused
@@ -20,24 +21,12 @@ log = structlog.get_logger()
 T = TypeVar("T")
 W = TypeVar("W")
 
+Told = Sequence[tuple[W, T | Refused]]
+"""Who asked, and what came of it: a result of the type expected, or why there is none."""
+
 _TICK_SECONDS: Final = 0.02
 """How exactly a caller's time is kept: no sooner than it is over, and at most so much later."""
-
-
-class _Caller(Struct):
-    """Somebody who waits for an answer."""
-
-    command: Command
-    expect: type[Any]
-    tell: Callable[[Any, Any], None]
-    who: Any
-    message: "_Message | None" = None
-    """With which their command has left."""
-
-    @property
-    def sent(self) -> bool:
-        """Whether the broker has their command."""
-        return self.message is not None and self.message.confirmed
+_NOBODY: Final = (None, None)
 
 
 class _Message(Struct):
@@ -46,7 +35,10 @@ class _Message(Struct):
     calls: "Calls"
     numbers: list[str]
     """Under which their callers wait."""
+    expect: type[Any]
+    tell: Callable[[Told[Any, Any]], None]
     confirmed: bool = False
+    """Whether the broker has them."""
 
     def settled(self, failure: str | None) -> None:
         """Note that the broker has the commands, or tell their callers that it may not have them."""
@@ -63,10 +55,9 @@ class Calls:
     def __init__(self, bus: Bus, clock: Clock) -> None:
         self._bus = bus
         self._clock = clock
-        self._gathering = Gathering(self._leave)
         self._numbers = count(1)
-        self._callers: dict[str, _Caller] = {}
-        """By the number under which they wait."""
+        self._callers: dict[str, tuple[_Message, Any]] = {}
+        """With which message the command of each has left who waits, by number."""
         self._due: dict[int, list[str]] = {}
         """Whose time is over at which tick; who has been answered stays in it until then."""
         self._tick = 0
@@ -92,39 +83,49 @@ class Calls:
         or `timeout` when no answer came in time: then it was not begun, or it is done and safe to send again. One whose time
         is over is not even sent.
         """
-        if command.deadline <= self._clock():
-            asyncio.get_running_loop().call_soon(tell, who, Refused("timeout"))
-            return
-        caller = _Caller(command, expect, tell, who)
-        if command.gathers:
-            self._gathering.put(caller)
-        else:
-            self._leave([caller])
+        [address] = self.addresses(1)
+        self.begin_all([(replace(command, reply_to=address), who)], expect, partial(_tell_each, tell))
+
+    def addresses(self, count: int) -> list[ReplyTo]:
+        """Make so many return addresses, each for one command."""
+        queue = self._bus.answer_queue
+        return [ReplyTo(queue, str(number)) for number in islice(self._numbers, count)]
+
+    def begin_all(self, asking: Sequence[tuple[Command, W]], expect: type[T], tell: Callable[[Told[W, T]], None]) -> None:
+        """Do what `begin` does with commands to one queue that bear addresses of their own, each with who asks.
+
+        They leave together, and those whose results come together are told together.
+        """
+        now = self._clock()
+        in_time = [each for each in asking if each[0].deadline > now]
+        if len(in_time) < len(asking):
+            late = [(who, Refused("timeout")) for command, who in asking if command.deadline <= now]
+            asyncio.get_running_loop().call_soon(_tell, tell, late)
+        for start in range(0, len(in_time), COMMANDS_PER_MESSAGE):
+            self._leave(in_time[start : start + COMMANDS_PER_MESSAGE], expect, tell, now)
+
+    def _leave(
+        self, asking: Sequence[tuple[Command, W]], expect: type[T], tell: Callable[[Told[W, T]], None], now: datetime
+    ) -> None:
+        commands = [command for command, _ in asking]
+        numbers = [command.reply_to.correlation_id for command in commands if command.reply_to is not None]
+        message = _Message(self, numbers, expect, tell)
+        for number, (_, who) in zip(numbers, asking, strict=True):
+            self._callers[number] = message, who
+        self._expect(numbers, commands, now)
+        self._bus.send_soon(commands[0].queue, encode_items(commands), len(commands), message.settled)
 
     def end(self, number: str, result: Any) -> None:
         """Tell somebody what came of their command, unless they were told."""
-        if (caller := self._callers.pop(number, None)) is not None:
-            self._gathering.answered(caller.command.gathers)
-            _tell(caller, result)
+        message, who = self._callers.pop(number, _NOBODY)
+        if message is not None:
+            _tell(message.tell, [(who, result)])
 
-    def _leave(self, callers: Sequence[_Caller]) -> None:
-        """Send the commands of some callers, all to one queue, in as few messages as there can be."""
-        for start in range(0, len(callers), COMMANDS_PER_MESSAGE):
-            together = callers[start : start + COMMANDS_PER_MESSAGE]
-            message = _Message(self, [str(number) for number in islice(self._numbers, len(together))])
-            queue, commands = self._bus.answer_queue, []
-            for number, caller in zip(message.numbers, together, strict=True):
-                self._callers[number] = caller
-                caller.message = message
-                commands.append(replace(caller.command, reply_to=ReplyTo(queue, number)))
-            self._expect(message.numbers, commands)
-            self._bus.send_soon(commands[0].queue, encode_items(commands), len(commands), message.settled)
-
-    def _expect(self, numbers: Sequence[str], commands: Sequence[Command]) -> None:
+    def _expect(self, numbers: Sequence[str], commands: Sequence[Command], now: datetime) -> None:
         """Have callers told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
-        now, clock = monotonic(), self._clock()
+        at = monotonic()
         if self._timer is None:
-            self._tick = int(now / _TICK_SECONDS)
+            self._tick = int(at / _TICK_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look)
         deadline = None
         due: list[str] = []
@@ -132,8 +133,7 @@ class Calls:
             # Most of those who leave together have come together.
             if command.deadline != deadline:
                 deadline = command.deadline
-                seconds = max(0.0, (deadline - clock).total_seconds())
-                due = self._due.setdefault(int((now + seconds) / _TICK_SECONDS) + 1, [])
+                due = self._due.setdefault(int((at + (deadline - now).total_seconds()) / _TICK_SECONDS) + 1, [])
             due.append(number)
 
     def _look(self) -> None:
@@ -142,8 +142,9 @@ class Calls:
         while self._tick < now:
             self._tick += 1
             for number in self._due.pop(self._tick, ()):
-                if (caller := self._callers.get(number)) is not None:
-                    self.end(number, Refused("timeout" if caller.sent else "unavailable"))
+                message, _ = self._callers.get(number, _NOBODY)
+                if message is not None:
+                    self.end(number, Refused("timeout" if message.confirmed else "unavailable"))
         self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look) if self._due else None
 
     def _on_answers(self, body: bytes) -> None:
@@ -152,12 +153,19 @@ class Calls:
         except MsgspecError as error:
             log.error("calls.malformed_answers", reason=type(error).__name__)
             return
-        gathered = 0
+        together: _Message | None = None
+        told: list[tuple[Any, Any]] = []
         for answer in answers:
-            if (caller := self._callers.pop(answer.correlation_id, None)) is not None:
-                gathered += caller.command.gathers
-                _tell(caller, _result(answer, caller.expect))
-        self._gathering.answered(gathered)
+            message, who = self._callers.pop(answer.correlation_id, _NOBODY)
+            if message is None:
+                continue
+            if together is not message:
+                if together is not None:
+                    _tell(together.tell, told)
+                together, told = message, []
+            told.append((who, _result(answer, message.expect)))
+        if together is not None:
+            _tell(together.tell, told)
 
 
 def _result(answer: Answer, expect: type[T]) -> T | Refused:
@@ -171,11 +179,16 @@ def _result(answer: Answer, expect: type[T]) -> T | Refused:
         return Refused("internal")
 
 
-def _tell(caller: _Caller, result: Any) -> None:
+def _tell(tell: Callable[[Told[W, T]], None], told: Told[W, T]) -> None:
     try:
-        caller.tell(caller.who, result)
+        tell(told)
     except Exception:
         log.exception("calls.not_told")
+
+
+def _tell_each(tell: Callable[[W, T | Refused], None], told: Told[W, T]) -> None:
+    for who, result in told:
+        tell(who, result)
 
 
 def _end(answered: "asyncio.Future[T | Refused]", result: T | Refused) -> None:

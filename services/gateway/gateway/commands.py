@@ -8,6 +8,7 @@ from gateway import views
 from gateway.asked import Answer, Asked, Command, Socket
 from gateway.auth import Tokens
 from gateway.courses import Courses
+from gateway.joins import Joins
 from gateway.payloads import (
     MAX_BULK_BYTES,
     BulkPayload,
@@ -52,7 +53,14 @@ class Commands:
     """Does what clients ask. Every command raises Refused with a code of the contract."""
 
     def __init__(
-        self, tokens: Tokens, requests: Requests, rooms: Rooms, courses: Courses, watchers: Watchers, presence: Presence
+        self,
+        tokens: Tokens,
+        requests: Requests,
+        rooms: Rooms,
+        courses: Courses,
+        watchers: Watchers,
+        presence: Presence,
+        joins: Joins,
     ) -> None:
         self._tokens = tokens
         self._requests = requests
@@ -60,6 +68,7 @@ class Commands:
         self._courses = courses
         self._watchers = watchers
         self._presence = presence
+        self._joins = joins
 
     def table(self) -> dict[str, Command]:
         """Say what a client may send."""
@@ -67,7 +76,7 @@ class Commands:
             Command(SessionCommandPayload, "startAttendanceSession", self._start, _started, self._in_as_staff),
             Command(ReopenPayload, "reopenAttendanceSession", self._reopen, self._reopened, self._in_as_staff),
             Command(SessionCommandPayload, "getAttendanceSessionData", self._read, _roll, self._in_as_staff),
-            Command(SessionCommandPayload, "joinAttendanceSession", self._join, _joined, self._in_as_student),
+            Command(SessionCommandPayload, "joinAttendanceSession", self._join, together=self._joins.ask),
             Command(SyncPayload, "syncAttendanceSession", self._sync, _synced, self._in_as_they_are),
             Command(MarkPayload, "markStudentAttendance", self._mark, _marked),
             *(Command(MarkAsPayload, f"markStudent{name}", self._marking(status), _marked_as(name)) for name, status in _MARKS),
@@ -204,14 +213,6 @@ class Commands:
         """Have who has read a roll listen to it from there on."""
         self._let_in(room, asked.socket, "staff", read.seq, read.session.course_id)
 
-    def _in_as_student(self, asked: Asked, room: Room, joined: RollJoined) -> None:
-        """Have who has joined listen, unless they have left the course meanwhile."""
-        if joined.enrolled:
-            self._let_in(room, asked.socket, "student", joined.roll_seq, joined.course_id, statistics_known=False)
-            # A first join is as old as what asked for it, unless it came before the roll was open.
-            again = joined.joined_at != rfc3339(asked.received_at)
-            self._presence.enter(room.session_id, asked.actor.id, asked.socket.sid, again=again)
-
     def _in_as_they_are(self, asked: Asked, room: Room, synced: RollSynced) -> None:
         """Have who has synced listen; a student who has joined counts as connected."""
         kind: Kind = "staff" if synced.as_staff else "student"
@@ -219,10 +220,8 @@ class Commands:
         if synced.joined and not synced.as_staff:
             self._presence.enter(room.session_id, asked.actor.id, asked.socket.sid, again=True)
 
-    def _let_in(
-        self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str, *, statistics_known: bool = True
-    ) -> None:
-        self._rooms.admit(room, socket.member(kind), seq, course_id=course_id, statistics_known=statistics_known)
+    def _let_in(self, room: Room, socket: Socket, kind: Kind, seq: int, course_id: str) -> None:
+        self._rooms.admit(room, socket.member(kind), seq, course_id=course_id)
         self._courses.host(course_id)
 
 
@@ -241,10 +240,6 @@ def _started(asked: Asked, read: RollRead) -> Answer:
 
 def _roll(asked: Asked, read: RollRead) -> Answer:
     return Answer("attendanceSessionData", views.roll(read))
-
-
-def _joined(asked: Asked, joined: RollJoined) -> Answer:
-    return Answer("attendanceSessionJoined", views.joined(joined))
 
 
 def _synced(asked: Asked, synced: RollSynced) -> Answer:

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 from msgspec import Struct, field
 
-from gateway.calls import Calls
+from gateway.calls import Calls, Told
 from gateway.payloads import (
     BulkPayload,
     CoursePayload,
@@ -102,6 +102,9 @@ _PAUSES: Final = (0.005, 0.01, 0.02, 0.05)
 log = structlog.get_logger()
 T = TypeVar("T")
 W = TypeVar("W")
+
+Joining = tuple[Actor, str, str | None, datetime, W]
+"""Who joins which session, under which `command_id` if they gave one, when that reached this gateway, and who is told."""
 
 
 class Question(Struct, Generic[T], frozen=True):
@@ -316,6 +319,25 @@ class Requests(Struct, frozen=True):
         """Check the actor in, as of when the join reached this gateway."""
         command = JoinRoll(session_id=session_id, **self._envelope(actor, command_id))
         return self._question(command, RollJoined, for_staff=False)
+
+    def begin_joins(self, joins: Sequence[Joining[W]], tell: Callable[[Told[W, RollJoined]], None]) -> None:
+        """Check many in who ask about the same time, and have each told; see `Calls.begin_all`."""
+        addresses = self._calls.addresses(len(joins))
+        asking = [
+            (
+                JoinRoll(
+                    session_id=session_id,
+                    command_id=command_id or self._ids.of_command(),
+                    actor=actor,
+                    received_at=received_at,
+                    deadline=received_at + _A_WHILE,
+                    reply_to=address,
+                ),
+                who,
+            )
+            for address, (actor, session_id, command_id, received_at, who) in zip(addresses, joins, strict=True)
+        ]
+        self._calls.begin_all(asking, RollJoined, tell)
 
     def sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> Question[RollSynced]:
         """Read what changed on a roll since a number."""

@@ -117,16 +117,20 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             reply.give(self.refuse(reply.sid, event, Refused("internal"), session_id))
             return
         turn = socket.take_turn(asked.about)
-        if command.let_in is not None and turn is None:
+        enters = command.enters
+        if enters and turn is None:
             asked.room = self._rooms.hold(session_id)
-        if command.question is None or turn is not None or (command.let_in is not None and asked.room is None):
+        if command.question is None or turn is not None or (enters and asked.room is None):
             self._errands.start(self._do(asked, turn))
         else:
             self._ask(asked)
 
     def _ask(self, asked: Asked) -> None:
         try:
-            _question(asked).begin(self._answered, asked)
+            if asked.command.together is not None:
+                asked.command.together(asked, self._answered)
+            else:
+                _question(asked).begin(self._answered, asked)
         except Exception:
             self._end(asked, None)
 
@@ -151,7 +155,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             except Exception:
                 # It is answered: done is done.
                 log.exception("sockets.not_let_in", event_name=command.name)
-        self._over(asked)
+        asked.over()
 
     async def _explain(self, asked: Asked) -> None:
         try:
@@ -169,12 +173,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             else:
                 self._refused(asked, refused)
         finally:
-            self._over(asked)
-
-    def _over(self, asked: Asked) -> None:
-        if asked.room is not None:
-            asked.room.holds -= 1
-        asked.socket.pass_turn(asked.about)
+            asked.over()
 
     async def _do(self, asked: Asked, turn: asyncio.Future[None] | None) -> None:
         """Do a command that has something to wait for: its turn, a room that must be heard, or more than one question.
@@ -189,7 +188,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
                 raise Refused("timeout")
             if command.do is not None:
                 self._tell(asked, await command.do(asked))
-            elif command.let_in is not None:
+            elif command.enters:
                 asked.room = await self._rooms.hear(asked.payload.session_id)
         except Refused as refused:
             self._end(asked, refused)
@@ -199,7 +198,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
             if command.question is not None:
                 self._ask(asked)
             else:
-                self._over(asked)
+                asked.over()
 
     def _tell(self, asked: Asked, answer: Answer) -> None:
         asked.reply.give(views.acknowledged(answer.view, self._clock()), answer.event)
