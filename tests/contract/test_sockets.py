@@ -28,6 +28,40 @@ async def gateway(world: World) -> AsyncIterator[Gateway]:
 # Coming and going
 
 
+async def test_a_crowd_that_comes_to_a_room_that_does_not_hear_yet_waits_for_it_in_one_task(
+    gateway: Gateway, world: World
+) -> None:
+    students = [await gateway.a_caller(f"s{number}") for number in range(2, 22)]
+    under_way = len(world.errands._tasks)
+
+    asking = [asyncio.create_task(gateway.ask(ear, "joinAttendanceSession", **ABOUT)) for ear in students]
+    await asyncio.sleep(0)
+    waiting = len(world.errands._tasks) - under_way
+
+    assert [answer["ok"] for answer in await asyncio.gather(*asking)] == [True] * len(students)
+    assert waiting == 1
+    room = world.rooms.room_of(SID)
+    assert room is not None
+    assert room.holds == 0
+    assert room.members.keys() == {ear.member.sid for ear in students}
+
+
+async def test_who_waits_for_a_room_that_breaks_is_refused_and_the_next_is_not(
+    gateway: Gateway, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ears = [await gateway.a_caller(user_id) for user_id in ("s2", "s3")]
+
+    async def broken(session_id: str) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.rooms, "hear", broken)
+        answers = await asyncio.gather(*(gateway.ask(ear, "joinAttendanceSession", **ABOUT) for ear in ears))
+
+    assert [answer["error"]["code"] for answer in answers] == ["internal"] * 2
+    assert (await gateway.ask(ears[0], "joinAttendanceSession", **ABOUT))["ok"]
+
+
 async def test_who_joins_is_counted_and_hears_and_who_leaves_does_not(gateway: Gateway, world: World) -> None:
     ear = await gateway.a_caller()
     assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]

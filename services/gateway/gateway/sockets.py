@@ -58,6 +58,8 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         self._clock = clock
         self._sockets: dict[str, Socket] = {}
         self._expiries = Expiries()
+        self._waiting: dict[str, list[Asked]] = {}
+        """By session, what is asked once its room hears."""
 
     async def trigger_event(self, event: str, *args: Any) -> Any:
         """Meet what the library brings: a handshake or a goodbye."""
@@ -120,10 +122,40 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         enters = command.enters
         if enters and turn is None:
             asked.room = self._rooms.hold(session_id)
-        if command.question is None or turn is not None or (enters and asked.room is None):
+        if command.question is None or turn is not None:
             self._errands.start(self._do(asked, turn))
+        elif enters and asked.room is None:
+            self._ask_once_heard(asked, session_id)
         else:
             self._ask(asked)
+
+    def _ask_once_heard(self, asked: Asked, session_id: str) -> None:
+        """Ask when the room hears. When a lecture begins hundreds come meanwhile: one task waits for all of them."""
+        waiting = self._waiting.get(session_id)
+        if waiting is None:
+            self._waiting[session_id] = [asked]
+            self._errands.start(self._ask_all_once_heard(session_id))
+        else:
+            waiting.append(asked)
+
+    async def _ask_all_once_heard(self, session_id: str) -> None:
+        room = None
+        try:
+            room = await self._rooms.hear(session_id)
+        except Exception:
+            log.exception("sockets.room_not_heard", session_id=session_id)
+        for asked in self._waiting.pop(session_id):
+            try:
+                if room is None:
+                    self._end(asked, Refused("internal"))
+                else:
+                    room.holds += 1
+                    asked.room = room
+                    self._ask(asked)
+            except Exception:
+                log.exception("sockets.command_failed", event_name=asked.command.name)
+        if room is not None:
+            room.holds -= 1
 
     def _ask(self, asked: Asked) -> None:
         try:
