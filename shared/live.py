@@ -184,13 +184,14 @@ class Listener:
         reconnection.
         """
         wanted = self._channels.get(channel)
-        if wanted is None:
-            wanted = self._channels[channel] = _Subscription(hear, ready)
-            await self._tell(channel, subscribe=True)
-        if self._pubsub is None:
-            raise Unavailable("Redis: no connection")
         try:
             async with asyncio.timeout(CONFIRM_SECONDS):
+                if wanted is None:
+                    wanted = self._channels[channel] = _Subscription(hear, ready)
+                    # On a connection that was cut this may connect anew, and go on after it was waited for.
+                    await self._tell(channel, subscribe=True)
+                if self._pubsub is None:
+                    raise Unavailable("Redis: no connection")
                 await wanted.confirmed.wait()
         except TimeoutError:
             raise Unavailable("Redis: a subscription was not confirmed") from None

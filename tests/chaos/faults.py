@@ -189,14 +189,14 @@ def _dies(trouble: Trouble, point: str) -> Iterator[str]:
         sound, process.command = process.command, dying.command(module, point)
         try:
             until = time.monotonic() + DEATH_SECONDS
-            status = _ended(process, until)
-            while status not in (None, -signal.SIGKILL):
-                status = _ended(process, until)
+            ends = [_ended(process, until)]
+            while ends[-1] not in (None, -signal.SIGKILL):
+                ends.append(_ended(process, until))
         finally:
             process.command = sound
-        if status is None:
+        if ends[-1] is None:
             process.kill()
-            raise NotInjected(f"{process.name} did not come by")
+            raise NotInjected(f"{process.name} did not come by, after it had ended with {ends[:-1]}")
         yield process.name
 
 

@@ -112,6 +112,9 @@ class Services:
             course_id=COURSE,
         )
 
+    def _explain_no_roll(self, actor: Actor, session_id: str, *, for_staff: bool) -> Refused:
+        return Refused("session_not_found")
+
     def _sync(self, actor: Actor, session_id: str, since_seq: int | None, command_id: str | None = None) -> RollSynced:
         if actor.role == "student" and not actor.id.startswith("s"):
             raise Refused("not_enrolled")

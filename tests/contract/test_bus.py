@@ -126,6 +126,22 @@ AService = Callable[[Bus, str], Awaitable[Service]]
 # Commands
 
 
+async def test_commands_that_are_sent_together_stay_together_and_are_settled_once(broker: Broker, a_service: AService) -> None:
+    """With others in one message, as far as it may have so many."""
+    gateway = await broker.bus()
+    service = await a_service(await broker.bus(), SESSION_COMMANDS)
+    told: list[tuple[str, str | None]] = []
+    many = b",".join([b"2"] * (COMMANDS_PER_MESSAGE - 1))
+    for name, commands, count in (("a", b"1", 1), ("b", many, COMMANDS_PER_MESSAGE - 1), ("c", b"3,3", 2), ("d", b"4", 1)):
+        gateway.send_soon(SESSION_COMMANDS, commands, count, lambda failure, name=name: told.append((name, failure)))  # type: ignore[misc]
+
+    await eventually(lambda: len(told) == 4)
+
+    messages = [[command, *rest] for command, *rest in service.commands]
+    assert [(message[0], message[-1], len(message)) for message in messages] == [(1, 2, COMMANDS_PER_MESSAGE), (3, 4, 3)]
+    assert told == [("a", None), ("b", None), ("c", None), ("d", None)]
+
+
 async def test_a_command_reaches_the_inbox_of_its_service(broker: Broker, begin: Begin) -> None:
     gateway, service = await broker.bus(), await broker.bus()
 

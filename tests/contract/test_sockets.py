@@ -59,7 +59,36 @@ async def test_who_waits_for_a_room_that_breaks_is_refused_and_the_next_is_not(
         answers = await asyncio.gather(*(gateway.ask(ear, "joinAttendanceSession", **ABOUT) for ear in ears))
 
     assert [answer["error"]["code"] for answer in answers] == ["internal"] * 2
-    assert (await gateway.ask(ears[0], "joinAttendanceSession", **ABOUT))["ok"]
+    assert [ear.under_way for ear in ears] == [0, 0]
+    for ear in ears:
+        assert (await gateway.ask(ear, "joinAttendanceSession", **ABOUT))["ok"]
+
+
+async def test_whatever_is_asked_of_a_room_that_does_not_hear_yet_is_done_and_who_has_gone_is_not_let_in(
+    gateway: Gateway, world: World
+) -> None:
+    student, teacher, gone = [
+        await gateway.a_caller("s2"),
+        await gateway.a_caller("ada", "teacher"),
+        await gateway.a_caller("s3"),
+    ]
+    names = ("joinAttendanceSession", "getAttendanceSessionData", "joinAttendanceSession")
+    asking = [
+        asyncio.create_task(gateway.ask(ear, name, **ABOUT)) for ear, name in zip((student, teacher, gone), names, strict=True)
+    ]
+    await asyncio.sleep(0)
+    await gateway.attendance.trigger_event("disconnect", gone.member.sid, "gone")
+
+    await asyncio.gather(*asking)
+
+    room = world.rooms.room_of(SID)
+    assert room is not None
+    assert room.holds == 0
+    assert (room.members.keys(), room.staff_members.keys()) == (
+        {student.member.sid, teacher.member.sid},
+        {teacher.member.sid},
+    )
+    assert await online(world) == {"s2"}
 
 
 async def test_who_joins_is_counted_and_hears_and_who_leaves_does_not(gateway: Gateway, world: World) -> None:

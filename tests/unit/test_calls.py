@@ -1,6 +1,7 @@
 """A caller of a service is always answered: by the service, or by the gateway with a code that says whether to try again."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 from gateway.calls import Calls, Told
 from shared.bus import COMMANDS_PER_MESSAGE, Delivery
 from shared.clock import utc_now
-from shared.coalescer import Settled
+from shared.coalescer import Settled, array
 from shared.errors import Refused
 from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import (
@@ -18,8 +19,10 @@ from shared.messages import (
     Actor,
     Command,
     JoinRoll,
+    ReplyTo,
     RollJoined,
     decode_commands,
+    encode_items,
 )
 from shared.worker import encode_answer
 
@@ -152,18 +155,6 @@ def test_who_asks_with_no_time_left_is_told_as_everybody_is() -> None:
     uvloop.run(ask_late())
 
 
-class Counter(MemoryBus):
-    """Counts what leaves together."""
-
-    def __init__(self, broker: MemoryBroker) -> None:
-        super().__init__(broker)
-        self.left: list[int] = []
-
-    def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
-        self.left.append(count)
-        super().send_soon(queue, commands, count, settled)
-
-
 def a_crowd(calls: Calls, *seconds: float) -> list[tuple[Command, int]]:
     """Joins with as much time as is said, each asked by its number."""
     return [
@@ -172,28 +163,94 @@ def a_crowd(calls: Calls, *seconds: float) -> list[tuple[Command, int]]:
     ]
 
 
+async def take_all(broker: MemoryBroker, count: int) -> list[list[ReplyTo]]:
+    """Take messages until so many commands have come; tell for each message whom it wants answered."""
+    inbox, messages = MemoryBus(broker).inbox(ATTENDANCE_COMMANDS), list[list[ReplyTo]]()
+    while sum(map(len, messages)) < count:
+        for delivery in await inbox.take(10):
+            messages.append([command.reply_to for command in decode_commands(delivery.body) if command.reply_to is not None])
+            await delivery.ack()
+    return messages
+
+
+def answers(addresses: Sequence[ReplyTo]) -> bytes:
+    """Write one message of answers."""
+    return array(encode_answer(to.correlation_id, JOINED) for to in addresses)
+
+
 async def test_a_crowd_leaves_in_as_few_messages_as_there_can_be_and_what_is_answered_together_is_told_together() -> None:
     broker = MemoryBroker()
-    bus, service = Counter(broker), MemoryBus(broker)
-    calls = Calls(bus, utc_now)
-    await calls.open()
-    told: asyncio.Queue[Told[int, RollJoined]] = asyncio.Queue()
+    calls = await calls_on(broker)
+    told: list[Told[int, RollJoined]] = []
     size = COMMANDS_PER_MESSAGE + 1
-    inbox, answered = service.inbox(ATTENDANCE_COMMANDS), 0
 
-    calls.begin_all(a_crowd(calls, *[5] * size), RollJoined, told.put_nowait)
-    while answered < size:
-        for delivery in await inbox.take(10):
-            addresses = [command.reply_to for command in decode_commands(delivery.body) if command.reply_to is not None]
-            answered += len(addresses)
-            await service.answer([(to.queue, encode_answer(to.correlation_id, JOINED)) for to in addresses])
-            await delivery.ack()
+    calls.begin_all(a_crowd(calls, *[5] * size), RollJoined, told.append)
+    messages = await take_all(broker, size)
+    for addresses in messages:
+        calls._on_answers(answers(addresses))
 
-    assert bus.left == [COMMANDS_PER_MESSAGE, 1]
-    async with asyncio.timeout(5):
-        first, last = await told.get(), await told.get()
-    assert [*first, *last] == [(number, JOINED) for number in range(size)]
-    assert last == [(COMMANDS_PER_MESSAGE, JOINED)]
+    assert [len(addresses) for addresses in messages] == [COMMANDS_PER_MESSAGE, 1]
+    assert [len(together) for together in told] == [COMMANDS_PER_MESSAGE, 1]
+    assert [each for together in told for each in together] == [(number, JOINED) for number in range(size)]
+
+
+async def test_answers_to_several_messages_in_one_are_each_told_once_and_in_order() -> None:
+    calls = await calls_on(MemoryBroker())
+    told: dict[str, list[tuple[int, object]]] = {"one": [], "other": []}
+    addresses = list[ReplyTo]()
+    for heard in told.values():
+        asking = a_crowd(calls, 5, 5)
+        calls.begin_all(asking, RollJoined, heard.extend)
+        addresses += [command.reply_to for command, _ in asking if command.reply_to is not None]
+
+    # The last is a repeat, and for nobody.
+    calls._on_answers(answers([addresses[0], addresses[2], addresses[1], addresses[3], addresses[0]]))
+
+    assert told == {"one": [(0, JOINED), (1, JOINED)], "other": [(0, JOINED), (1, JOINED)]}
+
+
+async def test_where_one_of_a_crowd_cannot_be_written_none_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those in the messages before: whoever asks is to be told once, by whom they asked."""
+    calls = await calls_on(MemoryBroker())
+    told: list[object] = []
+    crowd = a_crowd(calls, *[5] * COMMANDS_PER_MESSAGE, 5, 0)
+
+    def encode(commands: Sequence[Command]) -> bytes:
+        if len(commands) == 1:
+            raise ValueError("a defect")
+        return encode_items(commands)
+
+    monkeypatch.setattr("gateway.calls.encode_items", encode)
+    with pytest.raises(ValueError, match="a defect"):
+        calls.begin_all(crowd, RollJoined, told.append)
+    await asyncio.sleep(0)
+
+    assert (calls._callers, calls._due, told) == ({}, {}, [])
+
+
+async def test_a_message_that_fails_is_told_to_who_was_not_answered_and_once() -> None:
+    failures: list[Settled] = []
+
+    class Bus(MemoryBus):
+        def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
+            failures.append(settled)
+
+    broker = MemoryBroker()
+    calls = Calls(Bus(broker), utc_now)
+    await calls.open()
+    told: list[tuple[int, object]] = []
+    asking = a_crowd(calls, 5, 5, 5)
+    calls.begin_all(asking, RollJoined, told.extend)
+    calls._on_answers(answers([command.reply_to for command, _ in asking[:1] if command.reply_to is not None]))
+
+    for fail in (*failures, *failures):
+        fail("the broker is away")
+
+    assert told[0] == (0, JOINED)
+    assert [(who, result.code) for who, result in told[1:] if isinstance(result, Refused)] == [
+        (1, "unavailable"),
+        (2, "unavailable"),
+    ]
 
 
 async def test_who_leaves_with_others_is_told_in_their_own_time() -> None:
@@ -206,12 +263,12 @@ async def test_who_leaves_with_others_is_told_in_their_own_time() -> None:
         for who, result in together:
             told.put_nowait((who, result.code if isinstance(result, Refused) else "ok"))
 
-    calls.begin_all(a_crowd(calls, 5, 0.1, 5, 0), RollJoined, tell)
+    calls.begin_all(a_crowd(calls, 5, 0.5, 5, 0), RollJoined, tell)
     _, delivery = await take(broker)
     commands = decode_commands(delivery.body)
     await delivery.ack()
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(4):
         assert [await told.get(), await told.get()] == [(3, "timeout"), (1, "timeout")]
     assert told.empty()
     assert len(commands) == 3

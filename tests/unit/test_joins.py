@@ -1,6 +1,7 @@
 """Joins that are asked and answered together: each gets its own answer, and whatever becomes of one, the others get theirs."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from shared.clock import utc_now
 from shared.coalescer import Settled
 from shared.errors import Refused
 from shared.memory_bus import MemoryBroker, MemoryBus
-from shared.messages import ATTENDANCE_COMMANDS, Actor, Heard, JoinRoll, RollJoined, decode_commands
+from shared.messages import ATTENDANCE_COMMANDS, Actor, Heard, JoinRoll, RollJoined, decode_commands, encode_items
 from shared.worker import encode_answer
 
 SESSION = "5e55"
@@ -179,17 +180,39 @@ async def test_a_defect_with_one_join_keeps_nobody_else_from_theirs(broker: Memo
     assert gateway.under_way == 0
 
 
+async def test_a_join_that_cannot_be_written_keeps_nobody_else_from_being_asked(
+    broker: MemoryBroker, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(commands: Sequence[JoinRoll]) -> bytes:
+        if any(command.actor.id == "broken" for command in commands):
+            raise ValueError("a defect")
+        return encode_items(commands)
+
+    monkeypatch.setattr("gateway.calls.encode_items", encode)
+    ann, broken, ben = Student("ann"), Student("broken"), Student("ben")
+
+    gateway.ask(ann, broken, ben)
+    await answer(broker, ann=joined(), ben=joined(seq=3))
+    await all_told(ann, broken, ben)
+
+    assert broken.refused == ["internal"]
+    assert ([seq for _, _, seq in ann.given], [seq for _, _, seq in ben.given]) == ([2], [3])
+    assert all(student.over for student in (ann, broken, ben))
+    assert gateway.under_way == 0
+
+
 @pytest.mark.parametrize("end", ["answered", "refused", "malformed", "timeout", "unavailable", "closed", "a defect"])
 async def test_whatever_becomes_of_a_join_it_is_under_way_no_more(
     broker: MemoryBroker, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next ones would wait for it, or not wait for anybody any more."""
-    monkeypatch.setattr("gateway.requests._A_WHILE", timedelta(seconds=0.2))
+    if end in ("timeout", "unavailable"):
+        monkeypatch.setattr("gateway.requests._A_WHILE", timedelta(seconds=0.2))
     bus, ann = MemoryBus(broker), Student("ann")
     gateway = Gateway(bus)
     await gateway.calls.open()
     if end == "a defect":
-        monkeypatch.setattr(gateway.calls, "addresses", None)
+        monkeypatch.setattr("gateway.calls.encode_items", None)
 
     gateway.ask(ann)
     results = {"answered": joined(), "refused": Refused("session_not_active"), "malformed": Heard()}
@@ -231,7 +254,11 @@ async def test_joins_leave_together_while_one_is_under_way(monkeypatch: pytest.M
 
     gateway.ask(first)
     await bus.departed.wait()
-    gateway.ask(second, third)
+    gateway.ask(second)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert bus.left == [1]
+    gateway.ask(third)
     await all_told(first, second, third)
 
     assert bus.left == [1, 2]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -98,6 +98,16 @@ class Answer(Struct, frozen=True):
     view: View
 
 
+class Together(Protocol):
+    """Asks what comes in crowds, answers it, and lets in who asked."""
+
+    def ask(self, asked: Asked, refuse: Callable[[Asked, Refused], None]) -> None:
+        """Ask what has its turn and its room; what is not done is handed to `refuse`, which passes the turn on."""
+
+    async def explain(self, asked: Asked) -> Refused:
+        """Ask why there is no roll, for what was refused with `NO_ROLL`."""
+
+
 class Command(Struct, frozen=True):
     """What a client may send under one name: its shape and its size, and what it does.
 
@@ -112,8 +122,7 @@ class Command(Struct, frozen=True):
     answer: Callable[[Asked, Any], Answer] | None = None
     let_in: Callable[[Asked, Room, Any], None] | None = None
     do: Callable[[Asked], Awaitable[Answer]] | None = None
-    together: Callable[[Asked, Callable[[Asked, Refused], None]], None] | None = None
-    """Is handed what is asked, and what to do with one that is refused."""
+    together: Together | None = None
     max_bytes: int = MAX_PAYLOAD_BYTES
 
     @property

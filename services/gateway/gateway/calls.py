@@ -94,26 +94,23 @@ class Calls:
     def begin_all(self, asking: Sequence[tuple[Command, W]], expect: type[T], tell: Callable[[Told[W, T]], None]) -> None:
         """Do what `begin` does with commands to one queue that bear addresses of their own, each with who asks.
 
-        They leave together, and those whose results come together are told together.
+        They leave together, and those whose answers come together are told together. None is begun where one of them cannot
+        be written: this raises then.
         """
         now = self._clock()
         in_time = [each for each in asking if each[0].deadline > now]
+        together = [in_time[start : start + COMMANDS_PER_MESSAGE] for start in range(0, len(in_time), COMMANDS_PER_MESSAGE)]
+        bodies = [encode_items([command for command, _ in each]) for each in together]
         if len(in_time) < len(asking):
             late = [(who, Refused("timeout")) for command, who in asking if command.deadline <= now]
             asyncio.get_running_loop().call_soon(_tell, tell, late)
-        for start in range(0, len(in_time), COMMANDS_PER_MESSAGE):
-            self._leave(in_time[start : start + COMMANDS_PER_MESSAGE], expect, tell, now)
-
-    def _leave(
-        self, asking: Sequence[tuple[Command, W]], expect: type[T], tell: Callable[[Told[W, T]], None], now: datetime
-    ) -> None:
-        commands = [command for command, _ in asking]
-        numbers = [command.reply_to.correlation_id for command in commands if command.reply_to is not None]
-        message = _Message(self, numbers, expect, tell)
-        for number, (_, who) in zip(numbers, asking, strict=True):
-            self._callers[number] = message, who
-        self._expect(numbers, commands, now)
-        self._bus.send_soon(commands[0].queue, encode_items(commands), len(commands), message.settled)
+        for each, body in zip(together, bodies, strict=True):
+            numbers = [command.reply_to.correlation_id for command, _ in each if command.reply_to is not None]
+            message = _Message(self, numbers, expect, tell)
+            for number, (_, who) in zip(numbers, each, strict=True):
+                self._callers[number] = message, who
+            self._expect([command.deadline for command, _ in each], numbers, now)
+            self._bus.send_soon(each[0][0].queue, body, len(each), message.settled)
 
     def end(self, number: str, result: Any) -> None:
         """Tell somebody what came of their command, unless they were told."""
@@ -121,18 +118,18 @@ class Calls:
         if message is not None:
             _tell(message.tell, [(who, result)])
 
-    def _expect(self, numbers: Sequence[str], commands: Sequence[Command], now: datetime) -> None:
+    def _expect(self, deadlines: Sequence[datetime], numbers: Sequence[str], now: datetime) -> None:
         """Have callers told when their time is over. A timer of the loop for each costs 1 to 2 µs, a heap as much."""
         at = monotonic()
         if self._timer is None:
             self._tick = int(at / _TICK_SECONDS)
             self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._look)
-        deadline = None
+        before = None
         due: list[str] = []
-        for number, command in zip(numbers, commands, strict=True):
+        for deadline, number in zip(deadlines, numbers, strict=True):
             # Most of those who leave together have come together.
-            if command.deadline != deadline:
-                deadline = command.deadline
+            if deadline != before:
+                before = deadline
                 due = self._due.setdefault(int((at + (deadline - now).total_seconds()) / _TICK_SECONDS) + 1, [])
             due.append(number)
 

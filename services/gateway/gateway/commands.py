@@ -34,7 +34,6 @@ from shared.messages import (
     Course,
     MarksStored,
     MarkStored,
-    RollJoined,
     RollRead,
     RollSynced,
     Status,
@@ -76,7 +75,7 @@ class Commands:
             Command(SessionCommandPayload, "startAttendanceSession", self._start, _started, self._in_as_staff),
             Command(ReopenPayload, "reopenAttendanceSession", self._reopen, self._reopened, self._in_as_staff),
             Command(SessionCommandPayload, "getAttendanceSessionData", self._read, _roll, self._in_as_staff),
-            Command(SessionCommandPayload, "joinAttendanceSession", self._join, together=self._joins.ask),
+            Command(SessionCommandPayload, "joinAttendanceSession", together=self._joins),
             Command(SyncPayload, "syncAttendanceSession", self._sync, _synced, self._in_as_they_are),
             Command(MarkPayload, "markStudentAttendance", self._mark, _marked),
             *(Command(MarkAsPayload, f"markStudent{name}", self._marking(status), _marked_as(name)) for name, status in _MARKS),
@@ -110,10 +109,6 @@ class Commands:
     def _read(self, asked: Asked) -> Question[RollRead]:
         payload: SessionCommandPayload = asked.payload
         return self._ask(asked).read_roll(asked.actor, payload.session_id, payload.command_id)
-
-    def _join(self, asked: Asked) -> Question[RollJoined]:
-        payload: SessionCommandPayload = asked.payload
-        return self._ask(asked).join(asked.actor, payload.session_id, payload.command_id)
 
     def _sync(self, asked: Asked) -> Question[RollSynced]:
         payload: SyncPayload = asked.payload

@@ -19,7 +19,7 @@ MANY: Final = 32
 
 
 class Gathering(Generic[T]):
-    """What leaves together. Each is `answered` once, or given up."""
+    """What leaves together. Each is `answered` once, after it has left."""
 
     def __init__(self, leave: Callable[[Sequence[T]], None]) -> None:
         self._leave = leave
@@ -40,23 +40,23 @@ class Gathering(Generic[T]):
         if self._leaving:
             return
         count = len(self._waiting)
-        alone = self._unanswered <= count
+        alone = self._unanswered == count
         if self._unanswered > MANY or (alone and count >= self._expected):
             self._leave_now()
         elif self._timer is None:
             self._leave_in(self._answered_at + RETURN_SECONDS - _now() if alone else GATHER_SECONDS)
 
     def answered(self, count: int) -> None:
-        """Count some as no longer under way, though they may not have left yet: their callers' time may be over."""
+        """Count some as no longer under way."""
         self._unanswered -= count
-        if not count or self._unanswered > MANY:
+        if self._unanswered > MANY:
             return
         now = _now()
         if now > self._answered_at + RETURN_SECONDS:
             self._expected = len(self._waiting)
         self._expected += count
         self._answered_at = now
-        if self._waiting and self._unanswered <= len(self._waiting) and not self._leaving:
+        if self._waiting and self._unanswered == len(self._waiting) and not self._leaving:
             self._leave_in(RETURN_SECONDS)
 
     def _leave_now(self) -> None:

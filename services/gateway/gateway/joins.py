@@ -46,11 +46,22 @@ class Joins:
         """Ask a join whose turn it is and whose room is held; then answer it and let in who asked, or `refuse` it."""
         self._gathering.put((asked, refuse))
 
+    async def explain(self, asked: Asked) -> Refused:
+        """Ask why there is no roll to join."""
+        asking = self._requests.received(asked.received_at)
+        return await asking.explain_no_roll(asked.actor, asked.payload.session_id, for_staff=False)
+
     def _leave(self, joins: Sequence[_Join]) -> None:
         try:
             self._requests.begin_joins(list(map(_joining, joins)), self._answered)
+            return
         except Exception:
             log.exception("joins.not_asked", joins=len(joins))
+        # None is begun. One that is to blame keeps nobody else from being asked.
+        if len(joins) > 1:
+            for join in joins:
+                self._leave([join])
+        else:
             self._answered([(join, Refused("internal")) for join in joins])
 
     def _answered(self, told: Told[_Join, RollJoined]) -> None:
@@ -69,7 +80,7 @@ class Joins:
     def _joined(self, asked: Asked, refuse: Refuse, joined: RollJoined, now: datetime) -> None:
         """Answer a join, and only then let in who asked, unless they have left the course meanwhile."""
         try:
-            asked.reply.give(views.joined(joined, now), EVENT)
+            asked.reply.give(views.acknowledged(views.joined(joined), now), EVENT)
         except Exception:
             log.exception("joins.not_answered")
             refuse(asked, Refused("internal"))

@@ -122,7 +122,8 @@ class Question(Struct, Generic[T], frozen=True):
 
     async def explain(self) -> Refused:
         """Ask session-service why there is no such roll, for who began this and was told `NO_ROLL`."""
-        return await self._requests.explain_no_roll(self._command, for_staff=self._for_staff)
+        command = self._command
+        return await self._requests.explain_no_roll(command.actor, command.session_id, for_staff=self._for_staff)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._answer().__await__()
@@ -315,11 +316,6 @@ class Requests(Struct, frozen=True):
         )
         return self._question(command, MarkStored)
 
-    def join(self, actor: Actor, session_id: str, command_id: str | None = None) -> Question[RollJoined]:
-        """Check the actor in, as of when the join reached this gateway."""
-        command = JoinRoll(session_id=session_id, **self._envelope(actor, command_id))
-        return self._question(command, RollJoined, for_staff=False)
-
     def begin_joins(self, joins: Sequence[Joining[W]], tell: Callable[[Told[W, RollJoined]], None]) -> None:
         """Check many in who ask about the same time, and have each told; see `Calls.begin_all`."""
         addresses = self._calls.addresses(len(joins))
@@ -369,9 +365,9 @@ class Requests(Struct, frozen=True):
     def _question(self, command: SessionCommand | AttendanceCommand, expect: type[T], *, for_staff: bool = True) -> Question[T]:
         return Question(self, self._calls, command, expect, for_staff)
 
-    async def explain_no_roll(self, command: AttendanceCommand, *, for_staff: bool) -> Refused:
+    async def explain_no_roll(self, actor: Actor, session_id: str, *, for_staff: bool) -> Refused:
         """Where attendance-service knows no roll, let session-service say why."""
-        explain = ExplainNoRoll(session_id=command.session_id, for_staff=for_staff, **self._envelope(command.actor))
+        explain = ExplainNoRoll(session_id=session_id, for_staff=for_staff, **self._envelope(actor))
         try:
             await self._calls.ask(explain, Session)
         except Refused as why:

@@ -122,7 +122,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         enters = command.enters
         if enters and turn is None:
             asked.room = self._rooms.hold(session_id)
-        if command.question is None or turn is not None:
+        if command.do is not None or turn is not None:
             self._errands.start(self._do(asked, turn))
         elif enters and asked.room is None:
             self._ask_once_heard(asked, session_id)
@@ -160,7 +160,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
     def _ask(self, asked: Asked) -> None:
         try:
             if asked.command.together is not None:
-                asked.command.together(asked, self._answered)
+                asked.command.together.ask(asked, self._answered)
             else:
                 _question(asked).begin(self._answered, asked)
         except Exception:
@@ -191,7 +191,8 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
 
     async def _explain(self, asked: Asked) -> None:
         try:
-            why = await _question(asked).explain()
+            together = asked.command.together
+            why = await (together.explain(asked) if together is not None else _question(asked).explain())
         except Exception:
             self._end(asked, None)
         else:
@@ -227,7 +228,7 @@ class Attendance(socketio.AsyncNamespace):  # type: ignore[misc]
         except Exception:
             self._end(asked, None)
         else:
-            if command.question is not None:
+            if command.do is None:
                 self._ask(asked)
             else:
                 asked.over()

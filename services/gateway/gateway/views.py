@@ -53,17 +53,15 @@ def cancelled(session: Session) -> View:
     return {"session_id": session.id, "session": session}
 
 
-def joined(answer: RollJoined, now: datetime) -> View:
-    """Tell a student that they are in (attendanceSessionJoined), and acknowledge it: hundreds are told at once."""
+def joined(answer: RollJoined) -> View:
+    """Tell a student that they are in (attendanceSessionJoined)."""
     return {
-        "ok": True,
         "session_id": answer.session_id,
         "message": "Successfully joined attendance session",
         "status": answer.status,
         "joined_at": answer.joined_at,
         "seq": answer.seq,
         "receipt": None,
-        "server_time": rfc3339(now),
     }
 
 
