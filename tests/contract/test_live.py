@@ -69,6 +69,30 @@ async def test_nobody_waits_long_for_a_redis_that_says_nothing(valkey: Server) -
             await ready.wait()
 
 
+async def test_who_asks_first_waits_no_longer_than_others_where_it_takes_long_to_ask(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a connection that was cut the library may connect anew first, and Redis may be out of reach: seconds."""
+    async with listening(redis_url) as (_, listener):
+        assert listener._pubsub is not None
+        reached, confirmed = asyncio.Event(), asyncio.Event()
+        subscribe = listener._pubsub.subscribe
+
+        async def late(channel: str) -> None:
+            await reached.wait()
+            await subscribe(channel)
+
+        monkeypatch.setattr(listener._pubsub, "subscribe", late)
+        begun = time.monotonic()
+        with pytest.raises(Unavailable):
+            await listener.subscribe(unique("channel"), lambda _: None, confirmed.set)
+        assert time.monotonic() - begun < 1
+
+        reached.set()
+        async with asyncio.timeout(10):
+            await confirmed.wait()
+
+
 async def test_each_confirmation_is_told_also_where_others_are_given_up_meanwhile(redis_url: str) -> None:
     """After a reconnection nobody knows what was said, so each channel is caught up with as soon as it is heard again."""
     told: list[str] = []
