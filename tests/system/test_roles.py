@@ -130,7 +130,7 @@ def test_the_tables_leave_out_no_command_and_no_request() -> None:
         if path != "/openapi.json"
     }
 
-    assert commands == set(Commands(*[cast(Any, None)] * 6).table())
+    assert commands == set(Commands(*[cast(Any, None)] * 7).table())
     assert paths == served
 
 
