@@ -335,6 +335,8 @@ async def test_a_client_that_stops_reading_does_not_stop_the_others_and_ends_onc
             async with asyncio.timeout(SECONDS):
                 while not brisk.ended:
                     await answered(other)
+                    # So often and no more: whoever asks all the time is refused.
+                    await other.until("2")
             await answered(other)
         await brisk.ends(2)
         assert set(brisk.ended.values()) == {1}
