@@ -98,11 +98,15 @@ class Answer(Struct, frozen=True):
     view: View
 
 
+Refuse = Callable[[Asked, Refused], None]
+"""Refuses a command, and passes its turn on."""
+
+
 class Together(Protocol):
     """Asks what comes in crowds, answers it, and lets in who asked."""
 
-    def ask(self, asked: Asked, refuse: Callable[[Asked, Refused], None]) -> None:
-        """Ask what has its turn and its room; what is not done is handed to `refuse`, which passes the turn on."""
+    def ask(self, asked: Asked, refuse: Refuse) -> None:
+        """Ask what has its turn and its room; what is not done is handed to `refuse`."""
 
     async def explain(self, asked: Asked) -> Refused:
         """Ask why there is no roll, for what was refused with `NO_ROLL`."""

@@ -4,14 +4,14 @@ What has nothing in its way takes this one; refusals are told as any command's a
 Why: docs/decisions/0029-joins-are-done-together.md
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
 import structlog
 
 from gateway import views
-from gateway.asked import Asked
+from gateway.asked import Asked, Refuse
 from gateway.calls import Told
 from gateway.courses import Courses
 from gateway.gathering import Gathering
@@ -26,8 +26,6 @@ log = structlog.get_logger()
 
 EVENT: Final = "attendanceSessionJoined"
 
-Refuse = Callable[[Asked, Refused], None]
-"""Refuses a command, and passes its turn on."""
 _Join = tuple[Asked, Refuse]
 
 
