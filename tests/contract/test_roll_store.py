@@ -171,7 +171,7 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         await connection.execute(
             text(
                 """INSERT INTO attendance.history (session_id, seq, at, kind, student_id, source, actor, actor_name)
-                SELECT 'r' || n, m, now(), 'joined', 's' || m, 'self', 'a', 'A'
+                SELECT 'r' || n, m, now(), (ARRAY['joined', 'marked'])[1 + m % 2], 's' || m, 'self', 'a', 'A'
                 FROM generate_series(1, 3000) AS n, generate_series(1, 20) AS m"""
             )
         )

@@ -343,6 +343,19 @@ async def test_a_student_reads_their_own_records_with_their_history_newest_sessi
     assert first.items[0].history == ()
 
 
+async def test_ones_own_history_has_ones_join_in_its_place_among_the_rest(service: Service) -> None:
+    for session in ("s1", "s2"):
+        await an_open_roll(service, session)
+    await service.do(to_mark("ann", "late", session_id="s1"))
+    await service.do_all([to_join("ben", "s1"), to_join("ann", "s1"), to_join("ann", "s2")])
+    await service.do(to_mark("ann", "excused", session_id="s1"))
+
+    own: OwnRecords = await service.do(asking(ReadOwnRecords, ANN, course_id=None, limit=2))
+
+    lines = {item.session.id: [(line.seq, line.kind, line.student_id) for line in item.history] for item in own.items}
+    assert lines == {"s1": [(2, "marked", "ann"), (4, "joined", "ann"), (5, "marked", "ann")], "s2": [(2, "joined", "ann")]}
+
+
 async def test_who_is_on_no_roll_has_no_records_whatever_their_role(service: Service) -> None:
     await an_open_roll(service, students=("ann", "ada"))
 

@@ -84,8 +84,13 @@ history = Table(
     Column("reason", Text),
     Column("remarks", Text),
     Column("command_id", Text),
-    # For what happened to one student's records.
-    Index("history_student_id", "session_id", "student_id", postgresql_where=text("student_id IS NOT NULL")),
+    # For what happened to one student's records, but for their join: of that the record has the number.
+    Index(
+        "history_student_id_not_joined",
+        "session_id",
+        "student_id",
+        postgresql_where=text("student_id IS NOT NULL AND kind <> 'joined'"),
+    ),
 )
 
 # The events of a roll itself (opened, closed, submitted) as they were first published, for whoever must hear them again.

@@ -40,9 +40,14 @@ OWN_RECORDS = text(
         AND (CAST(:before AS text) IS NULL OR o.session_id < CAST(:before AS text))
     ORDER BY o.session_id DESC LIMIT :limit"""
 )
+# Joins are in no index by student (see `tables`): their records have their numbers.
 OWN_HISTORY = text(
     f"""SELECT {names(ENTRY)} FROM attendance.history
-    WHERE session_id = ANY(CAST(:sessions AS text[])) AND student_id = :student_id ORDER BY session_id, seq"""
+    WHERE session_id = ANY(CAST(:sessions AS text[])) AND student_id = :student_id AND kind <> 'joined'
+    UNION ALL SELECT j.* FROM attendance.records AS r CROSS JOIN LATERAL (SELECT {names(ENTRY)} FROM attendance.history
+        WHERE session_id = r.session_id AND seq = r.joined_seq LIMIT 1) AS j
+    WHERE r.session_id = ANY(CAST(:sessions AS text[])) AND r.student_id = :student_id
+    ORDER BY session_id, seq"""
 )
 ACTIVE = text(
     f"""SELECT {READ_ROLL}, (SELECT count(*) FROM attendance.records AS j
