@@ -71,6 +71,7 @@ async def test_hundreds_of_joins_in_several_rolls_are_one_commit_and_one_event_f
         assert event.data.statistics.present_count == 120
     by_roll = {(answer.session_id, answer.seq) for answer in answers}
     assert by_roll == {(session, seq) for session in sessions for seq in range(2, 122)}
+    assert {answer.roll_seq for answer in answers} == {121}
     transactions = "SELECT count(DISTINCT CAST(xmin AS text)) FROM attendance.records"
     assert await value(service.engine, transactions) == 1
     for session in sessions:

@@ -43,11 +43,16 @@ class Commands:
     now: Clock
 
     async def join_roll(self, commands: Sequence[JoinRoll]) -> Outcome:
-        """Check students in; a repeat is answered as the first was."""
+        """Check students in; a repeat is answered as the first was.
+
+        Answered is as of the whole batch, which is one commit and one event: whoever hears of that has nothing to catch up on.
+        """
 
         def join(draft: Draft) -> Outcome:
             outcome = Outcome()
-            _answer_each(outcome, commands, lambda command: _join(draft, command))
+            for command, joined in [(command, _join(draft, command)) for command in commands]:
+                answer = joined if isinstance(joined, Refused) else _joined(joined, draft.rolls[command.session_id])
+                outcome.answer(command.reply_to, answer)
             self.announcements.tell(draft)
             outcome.events = draft.events
             return outcome
@@ -147,15 +152,26 @@ def _once(unit: Unit, command: C, kind: type[A], at: datetime, do: Callable[[Uni
     return answer
 
 
-def _join(draft: Draft, command: JoinRoll) -> RollJoined:
+def _join(draft: Draft, command: JoinRoll) -> Record | Refused:
+    """Do one join; return the record as it is then, or why not."""
     roll = draft.rolls.get(command.session_id)
     if roll is None:
-        raise Refused(NO_ROLL)
+        return Refused(NO_ROLL)
     record = draft.records.get((command.session_id, command.actor.id))
-    joined = rules.join(roll, record, command.actor, command.received_at, command.command_id, redelivered=command.redelivered)
-    if isinstance(joined, Step):
-        draft.take(joined)
-    record = draft.records[command.session_id, command.actor.id]
+    try:
+        joined = rules.join(
+            roll, record, command.actor, command.received_at, command.command_id, redelivered=command.redelivered
+        )
+    except Refused as refusal:
+        return refusal
+    if isinstance(joined, Record):
+        return joined
+    draft.take(joined)
+    return draft.records[command.session_id, command.actor.id]
+
+
+def _joined(record: Record, roll: Roll) -> RollJoined:
+    """Answer a join with its record, and with how far the roll is."""
     if record.joined_at is None or record.joined_status is None or record.joined_seq is None:
         raise ValueError(f"a join without its trace: {record}")
     return RollJoined(
@@ -163,7 +179,7 @@ def _join(draft: Draft, command: JoinRoll) -> RollJoined:
         status=record.joined_status,
         joined_at=rfc3339(record.joined_at),
         seq=record.joined_seq,
-        roll_seq=draft.rolls[command.session_id].seq,
+        roll_seq=roll.seq,
         course_id=roll.session.course_id,
         enrolled=record.enrolled,
     )
