@@ -14,6 +14,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 from shared.errors import StartupFailed, Unavailable
 
@@ -121,19 +122,20 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
     a silent connection condemns it. Raises as `transaction` does.
     """
     with _passing():
-        async with engine.connect() as connection:
-            lent = await connection.get_raw_connection()
-            driver_connection = lent.driver_connection
-            assert driver_connection is not None
-            try:
-                yield driver_connection
-            except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                # The last of them is the driver's own confusion, over a connection that is cut as it is written to.
-                if isinstance(error, TimeoutError | asyncpg.InternalClientError) or driver_connection.is_closed():
-                    # What SQLAlchemy does where a statement of its own loses the connection.
-                    connection.sync_engine.pool._invalidate(lent, error, _checkin=False)
-                    await connection.invalidate(error)
-                raise
+        lent = await engine.raw_connection()
+        connection = lent.driver_connection
+        assert connection is not None
+        try:
+            yield connection
+        except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            # The last of them is the driver's own confusion, over a connection that is cut as it is written to.
+            if isinstance(error, TimeoutError | asyncpg.InternalClientError) or connection.is_closed():
+                # What SQLAlchemy does where a statement of its own loses the connection.
+                await greenlet_spawn(engine.sync_engine.pool._invalidate, lent, error)
+            raise
+        finally:
+            if lent.is_valid:
+                await greenlet_spawn(lent.close)
 
 
 class Statement:

@@ -72,9 +72,10 @@ class AmqpInbox:
 
     async def stand_back(self, back: bool) -> None:
         """Consume with the lowest priority, or with one's own; on the next connection too."""
-        inlets = (self.inlet, self.express) if self.express else (self.inlet,)
+        inlets = [inlet for inlet in (self.inlet, self.express) if inlet is not None and not inlet.stands(back)]
         # Together, so that a node that does not answer for one does not hold up the other.
-        await asyncio.gather(*(inlet.stand_back(back) for inlet in inlets))
+        if inlets:
+            await asyncio.gather(*(inlet.stand_back(back) for inlet in inlets))
 
     def forget(self, inlet: "Inlet") -> None:
         """Drop what came by this inlet and was not taken: the broker delivers it again."""
@@ -137,6 +138,10 @@ class Inlet:
         self._heard = True
         self._unfinished += 1
         self.inbox.arrive(AmqpDelivery(message, self))
+
+    def stands(self, back: bool) -> bool:
+        """Whether it consumes as `stand_back` would have it."""
+        return self._back is self._consumes_back is back
 
     async def stand_back(self, back: bool) -> None:
         """See `AmqpInbox.stand_back`."""

@@ -13,10 +13,11 @@ from shared.outbox import OutboxRow
 
 HEAD_TTL_SECONDS = 24 * 3600
 # Two replicas may publish out of order: a head only ever moves forward.
-_SET_IF_NEWER = """
+_MOVE_AND_PUBLISH = """
 local known = tonumber(redis.call('HGET', KEYS[1], 'seq') or '0')
 if known < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'seq', ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
+for channel = 4, #ARGV do redis.call('PUBLISH', ARGV[channel], ARGV[3]) end
 """
 
 
@@ -32,9 +33,8 @@ class LiveRolls:
         pipeline = self._redis.pipeline(transaction=False)
         for row in rows:
             session_id, _, seq = row.event.id.removeprefix("roll:").rpartition(":")
-            pipeline.eval(_SET_IF_NEWER, 1, self._names.roll_head(session_id), seq, HEAD_TTL_SECONDS)
-            for channel in row.channels:
-                pipeline.publish(channel, row.event.body)
+            head = self._names.roll_head(session_id)
+            pipeline.eval(_MOVE_AND_PUBLISH, 1, head, seq, HEAD_TTL_SECONDS, row.event.body, *row.channels)
         try:
             await pipeline.execute()
         except AWAY as error:
