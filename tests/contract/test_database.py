@@ -98,3 +98,30 @@ async def test_what_says_something_against_the_statement_is_raised_as_the_driver
         await ask_the_driver(engine)
     finally:
         await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (asyncpg.UndefinedColumnError("no such column"), asyncpg.UndefinedColumnError),
+        (asyncpg.InternalClientError("confused"), Unavailable),
+        (TimeoutError(), Unavailable),
+        (OSError("cut"), Unavailable),
+        (asyncio.CancelledError(), asyncio.CancelledError),
+        (ValueError("a defect"), ValueError),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+async def test_a_connection_that_was_lent_is_given_back_whatever_becomes_of_it(
+    postgres_url: str, why: BaseException, told: type[BaseException]
+) -> None:
+    engine = open_engine(postgres_url, application="test")
+    try:
+        for _ in range(database.POOL_SIZE + 1):
+            with pytest.raises(told):
+                async with driver(engine):
+                    raise why
+        assert "Current Checked out connections: 0" in engine.pool.status()
+        await ask_the_driver(engine)
+    finally:
+        await engine.dispose()
