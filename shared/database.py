@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.event import listen
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -179,7 +179,8 @@ def _passing() -> Iterator[None]:
         raise
     except asyncpg.InternalClientError as error:
         raise Unavailable(f"Postgres: {reason(error)}") from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, EmulatedDBAPIException) as error:
+        # The last of them is what refuses a connection, as SQLAlchemy's pool raises it.
         if _state(error).startswith(_PASSING) or "connection is closed" in str(error):
             raise Unavailable(f"Postgres: {reason(error)}") from error
         raise

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -98,6 +99,32 @@ async def test_what_says_something_against_the_statement_is_raised_as_the_driver
         await ask_the_driver(engine)
     finally:
         await engine.dispose()
+
+
+@pytest.mark.parametrize("ask", [ask, ask_the_driver])
+@pytest.mark.parametrize(
+    "why",
+    [
+        asyncpg.CannotConnectNowError("the database system is starting up"),
+        asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+        ConnectionRefusedError(),
+    ],
+    ids=lambda why: type(why).__name__,
+)
+async def test_a_postgres_that_takes_no_connection_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, why: Exception, ask: Callable[[AsyncEngine], Awaitable[None]]
+) -> None:
+    """What is not passing would be parked."""
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise why
+
+    monkeypatch.setattr(asyncpg, "connect", refuse)
+    engine = open_engine("postgresql://nobody@nowhere/nothing", application="test")
+    for _ in range(database.POOL_SIZE + 1):
+        with pytest.raises(Unavailable):
+            await ask(engine)
+    assert "Current Checked out connections: 0" in engine.pool.status()
 
 
 @pytest.mark.parametrize(

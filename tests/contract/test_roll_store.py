@@ -11,9 +11,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from attendance_service.__main__ import serve
+from attendance_service.live import LiveRolls
 from attendance_service.store import columns, snapshots, units
 from attendance_service.store.attempts import Attempts
+from shared.bus import OutgoingEvent
 from shared.clock import rfc3339, utc_now
+from shared.errors import Unavailable
 from shared.live import Names
 from shared.memory_bus import MemoryBus
 from shared.messages import (
@@ -26,7 +29,7 @@ from shared.messages import (
     decode_event,
     encode,
 )
-from shared.outbox import Outbox
+from shared.outbox import Outbox, OutboxRow
 from tests.contract.roll_talk import (
     NAMES,
     Service,
@@ -227,6 +230,28 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         async with rolls_engine.connect() as connection:
             plan = [row[0] for row in await connection.execute(text(f"EXPLAIN {statement.text}"), parameters)]
         assert not [line for line in plan if "Seq Scan" in line], "\n".join([statement.text, *plan])
+
+
+async def test_a_redis_that_takes_no_writes_still_tells_who_listens(redis_url: str) -> None:
+    redis, names = Redis.from_url(redis_url), Names("test_roll_store_full")
+    live, channel = redis.pubsub(), names.roll_channel("5e55")
+    await live.subscribe(channel)
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await LiveRolls(redis, names).broadcast(
+                [OutboxRow(OutgoingEvent("roll:5e55:2", "roll.changed", b"said"), (channel,))]
+            )
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    async with asyncio.timeout(10):
+        heard = await live.get_message(timeout=5)
+        while heard is None or heard["type"] != "message":
+            heard = await live.get_message(timeout=5)
+    assert heard["data"] == b"said"
+    await live.aclose()  # type: ignore[no-untyped-call]
+    await redis.aclose()
 
 
 # The whole service

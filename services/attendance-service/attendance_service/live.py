@@ -12,12 +12,12 @@ from shared.live import AWAY, Names
 from shared.outbox import OutboxRow
 
 HEAD_TTL_SECONDS = 24 * 3600
-# Two replicas may publish out of order: a head only ever moves forward.
-_MOVE_AND_PUBLISH = """
+# Published first: a Redis that is full still does that. Two replicas may publish out of order: a head only ever moves forward.
+_PUBLISH_AND_MOVE = """
+for channel = 4, #ARGV do redis.call('PUBLISH', ARGV[channel], ARGV[3]) end
 local known = tonumber(redis.call('HGET', KEYS[1], 'seq') or '0')
 if known < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'seq', ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
-for channel = 4, #ARGV do redis.call('PUBLISH', ARGV[channel], ARGV[3]) end
 """
 
 
@@ -29,12 +29,12 @@ class LiveRolls:
         self._names = names
 
     async def broadcast(self, rows: Sequence[OutboxRow]) -> None:
-        """Move the heads and publish the rows on their channels, in one round trip; raise Unavailable without Redis."""
+        """Publish the rows on their channels and move the heads, in one round trip; raise Unavailable without Redis."""
         pipeline = self._redis.pipeline(transaction=False)
         for row in rows:
             session_id, _, seq = row.event.id.removeprefix("roll:").rpartition(":")
             head = self._names.roll_head(session_id)
-            pipeline.eval(_MOVE_AND_PUBLISH, 1, head, seq, HEAD_TTL_SECONDS, row.event.body, *row.channels)
+            pipeline.eval(_PUBLISH_AND_MOVE, 1, head, seq, HEAD_TTL_SECONDS, row.event.body, *row.channels)
         try:
             await pipeline.execute()
         except AWAY as error:

@@ -84,7 +84,7 @@ history = Table(
     Column("reason", Text),
     Column("remarks", Text),
     Column("command_id", Text),
-    # For what happened to one student's records, but for their join: of that the record has the number.
+    # For what happened to one student's records, except their join, whose number the record has.
     Index(
         "history_student_id_not_joined",
         "session_id",

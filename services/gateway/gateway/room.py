@@ -169,7 +169,7 @@ def after(event: Event[EventData], told: int) -> Event[EventData]:
     data = event.data
     if data.first_seq > told or not isinstance(data, RollChanged):
         return event
-    # One change for each number: found by place, for whole batches are cut off for each of hundreds who come in with them.
+    # One change for each number: found by place, for hundreds come in with one batch.
     rest = data.changes[told + 1 - data.first_seq :]
     return replace(event, data=replace(data, first_seq=told + 1, changes=rest))
 

@@ -45,14 +45,21 @@ class Commands:
     async def join_roll(self, commands: Sequence[JoinRoll]) -> Outcome:
         """Check students in; a repeat is answered as the first was.
 
-        Answered is as of the whole batch, which is one commit and one event: whoever hears of that has nothing to catch up on.
+        Each is answered as of the whole batch but its last change, so that nobody looks through the rest of their own batch for
+        what they missed, and everybody is let in before they hear how full the roll is after it.
         """
 
         def join(draft: Draft) -> Outcome:
-            outcome = Outcome()
-            for command, joined in [(command, _join(draft, command)) for command in commands]:
-                answer = joined if isinstance(joined, Refused) else _joined(joined, draft.rolls[command.session_id])
-                outcome.answer(command.reply_to, answer)
+            outcome, before = Outcome(), dict(draft.rolls)
+            # All are done before any is answered.
+            joined = [_join(draft, command) for command in commands]
+            for command, record in zip(commands, joined, strict=True):
+                if isinstance(record, Refused):
+                    outcome.answer(command.reply_to, record)
+                    continue
+                roll = draft.rolls[command.session_id]
+                last = roll is before[command.session_id] or record.joined_seq == roll.seq
+                outcome.answer(command.reply_to, _joined(record, roll, roll.seq if last else roll.seq - 1))
             self.announcements.tell(draft)
             outcome.events = draft.events
             return outcome
@@ -153,7 +160,7 @@ def _once(unit: Unit, command: C, kind: type[A], at: datetime, do: Callable[[Uni
 
 
 def _join(draft: Draft, command: JoinRoll) -> Record | Refused:
-    """Do one join; return the record as it is then, or why not."""
+    """Do one join; return the record as it is then, or why not: one that is refused leaves the others alone."""
     roll = draft.rolls.get(command.session_id)
     if roll is None:
         return Refused(NO_ROLL)
@@ -170,8 +177,8 @@ def _join(draft: Draft, command: JoinRoll) -> Record | Refused:
     return draft.records[command.session_id, command.actor.id]
 
 
-def _joined(record: Record, roll: Roll) -> RollJoined:
-    """Answer a join with its record, and with how far the roll is."""
+def _joined(record: Record, roll: Roll, roll_seq: int) -> RollJoined:
+    """Answer a join with its record, as of a number of the roll."""
     if record.joined_at is None or record.joined_status is None or record.joined_seq is None:
         raise ValueError(f"a join without its trace: {record}")
     return RollJoined(
@@ -179,7 +186,7 @@ def _joined(record: Record, roll: Roll) -> RollJoined:
         status=record.joined_status,
         joined_at=rfc3339(record.joined_at),
         seq=record.joined_seq,
-        roll_seq=roll.seq,
+        roll_seq=roll_seq,
         course_id=roll.session.course_id,
         enrolled=record.enrolled,
     )

@@ -1,6 +1,6 @@
-"""A join's line of history is found by its number, which the student's record has, and so needs no other index than that.
+"""A join's line of history is found by its number, which the student's record has, and so needs no index by student.
 
-The index by student is for what else happened to a record. For each join it was a fifth of what Postgres did.
+That index is for what else happened to a record. With joins in it, it was a fifth of what Postgres did for each of them.
 """
 
 import sqlalchemy as sa
