@@ -119,7 +119,7 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
     """Lend a connection as the driver has it, where every statement is a transaction of its own; for what must cost little.
 
     SQLAlchemy's way to execute costs three times the CPU of the driver's. Its pool stays in charge, and so does the rule that
-    a silent connection condemns it. Raises as `transaction` does.
+    a silent connection condemns it. Raises Unavailable as `transaction` does, and else what the driver raises.
     """
     with _passing():
         lent = await engine.raw_connection()

@@ -99,7 +99,7 @@ class SessionPage(Struct, frozen=True, kw_only=True):
 
 
 class RollJoined(Struct, frozen=True, kw_only=True):
-    """Answer to `JoinRoll`; a repeat carries what the first join carried, and `roll_seq` how far it is answered as of.
+    """Answer to `JoinRoll`; a repeat carries what the first join carried, and `roll_seq` says as of which number.
 
     Who joined and then left the course is answered like anybody, but not `enrolled`: they hear no more of the roll.
     """

@@ -1,4 +1,4 @@
-"""Ways to Postgres that go silent: nobody says so, and they must not be waited on one after the other."""
+"""Ways to Postgres that go silent, are cut or cannot be had: nobody is waited on in vain, and no connection is lost."""
 
 import asyncio
 import time

@@ -52,28 +52,29 @@ async def test_the_migrations_make_exactly_the_tables_that_the_code_knows(databa
 
 
 async def described(database: str, schema: str) -> list[tuple[Any, ...]]:
-    """All of a database's schema that a service needs: its tables and types, and not how they are indexed."""
+    """All of a database's schema that a service needs: its tables and types, and no index but the unique ones."""
     engine = open_engine(database, application="test")
     try:
         async with engine.connect() as connection:
             types = text("SELECT typname FROM pg_type WHERE typnamespace = CAST(:schema AS regnamespace) ORDER BY typname")
             named = [tuple(row) for row in await connection.execute(types, {"schema": schema})]
-            return [*named, *await catalog(connection, schema, indexes=False)]
+            return [*named, *await catalog(connection, schema, indexes="CREATE UNIQUE %")]
     finally:
         await engine.dispose()
 
 
-async def catalog(connection: AsyncConnection, schema: str, *, indexes: bool = True) -> list[tuple[Any, ...]]:
-    """All columns, constraints and, unless they are left out, indexes of the schema, but for Alembic's own table."""
+async def catalog(connection: AsyncConnection, schema: str, *, indexes: str = "%") -> list[tuple[Any, ...]]:
+    """All columns, constraints and indexes (those made like this) of the schema, but for Alembic's own table."""
     described: list[tuple[Any, ...]] = []
     for query in (
         """SELECT table_name, column_name, udt_name, is_nullable, column_default, collation_name
         FROM information_schema.columns WHERE table_schema = :schema""",
-        *(["SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = :schema"] if indexes else []),
+        """SELECT tablename, indexname, indexdef FROM pg_indexes
+        WHERE schemaname = :schema AND indexdef LIKE CAST(:indexes AS text)""",
         """SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text), pg_get_constraintdef(oid)
         FROM pg_constraint WHERE connamespace = CAST(:schema AS regnamespace)""",
     ):
-        rows = await connection.execute(text(query), {"schema": schema})
+        rows = await connection.execute(text(query), {"schema": schema, "indexes": indexes})
         described += [tuple(row) for row in rows if "alembic_version" not in row[0]]
     return sorted(described, key=repr)
 

@@ -146,7 +146,7 @@ class Rooms:
             self._errands.start(self._listen(room, channel, self._heard_of_presence))
         begins = room.seq is None
         if room.seq is None:
-            # Begun one number early, the room learns what that one made of the statistics.
+            # Begun early, the room learns what the change that let them in made of the statistics.
             room.seq = seq if statistics_known else seq - 1
         if seq > room.seq and not known:
             # Who listened before goes on hearing everything, also what they have just read.

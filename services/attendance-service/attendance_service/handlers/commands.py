@@ -45,8 +45,9 @@ class Commands:
     async def join_roll(self, commands: Sequence[JoinRoll]) -> Outcome:
         """Check students in; a repeat is answered as the first was.
 
-        Each is answered as of the whole batch but its last change, so that nobody looks through the rest of their own batch for
-        what they missed, and everybody is let in before they hear how full the roll is after it.
+        Each is answered as of the batch but the last change of its roll: whoever is let in by that has nothing else of their
+        own batch to catch up on, and hears how full the roll is then. Who made that change is answered as of it, and so is
+        everybody where there is none.
         """
 
         def join(draft: Draft) -> Outcome:
@@ -58,8 +59,8 @@ class Commands:
                     outcome.answer(command.reply_to, record)
                     continue
                 roll = draft.rolls[command.session_id]
-                last = roll is before[command.session_id] or record.joined_seq == roll.seq
-                outcome.answer(command.reply_to, _joined(record, roll, roll.seq if last else roll.seq - 1))
+                as_of_last = roll is before[command.session_id] or record.joined_seq == roll.seq
+                outcome.answer(command.reply_to, _joined(record, roll, roll.seq if as_of_last else roll.seq - 1))
             self.announcements.tell(draft)
             outcome.events = draft.events
             return outcome
