@@ -136,6 +136,8 @@ async def test_commands_that_are_sent_together_stay_together_and_are_settled_onc
         gateway.send_soon(SESSION_COMMANDS, commands, count, lambda failure, name=name: told.append((name, failure)))  # type: ignore[misc]
 
     await eventually(lambda: len(told) == 4)
+    # Confirmed by the broker is not yet delivered.
+    await service.has(2)
 
     messages = [[command, *rest] for command, *rest in service.commands]
     assert [(message[0], message[-1], len(message)) for message in messages] == [(1, 2, COMMANDS_PER_MESSAGE), (3, 4, 3)]
