@@ -80,6 +80,11 @@ class Ear:
         return [payload["seq"] for payload in self.of("studentJoinedAttendance")]
 
     @property
+    def marks(self) -> list[int]:
+        """The numbers of the changes heard of that were no joins."""
+        return [payload["seq"] for payload in self.of("attendanceUpdated")]
+
+    @property
     def progress(self) -> list[int]:
         return [payload["seq"] for payload in self.of("attendanceProgress")]
 

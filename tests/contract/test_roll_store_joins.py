@@ -71,7 +71,7 @@ async def test_hundreds_of_joins_in_several_rolls_are_one_commit_and_one_event_f
         assert event.data.statistics.present_count == 120
     by_roll = {(answer.session_id, answer.seq) for answer in answers}
     assert by_roll == {(session, seq) for session in sessions for seq in range(2, 122)}
-    assert {(answer.seq == 121, answer.roll_seq) for answer in answers} == {(False, 120), (True, 121)}
+    assert all(answer.roll_seq == answer.seq for answer in answers)
     transactions = "SELECT count(DISTINCT CAST(xmin AS text)) FROM attendance.records"
     assert await value(service.engine, transactions) == 1
     for session in sessions:
@@ -86,7 +86,7 @@ async def test_a_repeat_and_a_refusal_in_a_batch_are_answered_in_their_places(se
     answers = await service.do_all([to_join(second), to_join(first), to_join("nobody"), to_join(third), to_join(fourth)])
 
     assert answers.pop(2).code == "not_enrolled"
-    assert [(answer.seq, answer.roll_seq) for answer in answers] == [(3, 4), (2, 4), (4, 4), (5, 5)]
+    assert [(answer.seq, answer.roll_seq) for answer in answers] == [(3, 3), (2, 3), (4, 4), (5, 5)]
     [again] = await service.do_all([to_join(first)])
     assert (again.seq, again.roll_seq) == (2, 5)
 

@@ -19,7 +19,7 @@ from shared.errors import Refused, Unavailable
 from shared.live import open_redis
 from shared.messages import ChangesRead, Event, encode_event
 from shared.process import guarded
-from tests.contract.room_events import COURSE, NINE, SID, a_close, a_join, joins
+from tests.contract.room_events import COURSE, NINE, SID, a_close, a_join, a_mark, is_of_joins, joins
 from tests.contract.room_talk import SECONDS, Ear, World, a_world, until
 
 # In order
@@ -215,6 +215,27 @@ async def test_who_was_answered_within_a_commit_hears_the_rest_of_it_only(redis_
         await world.enter(ear, 3)
 
         assert ear.joins == [4]
+
+
+@pytest.mark.parametrize(("begun", "fetches"), [(1, []), (2, [1])], ids=["remembered", "older than the room"])
+async def test_a_student_hears_of_their_own_mark_behind_which_others_have_joined(
+    world: World, begun: int, fetches: list[int]
+) -> None:
+    """Of the joins themselves nothing is told to a student, so who missed only these is not looked through them."""
+    await world.commit(*[a_mark(2, "s2")] * (begun == 2))
+    staff, _ = await world.a_listener(begun)
+    await world.commit(*[a_mark(2, "s2")] * (begun == 1), joins(3, 5), a_join(6))
+    await until(lambda: staff.joins[-1:] == [6])
+    ears = [await world.a_socket("student") for _ in range(3)]
+
+    for answer, ear in enumerate(ears, 1):
+        await world.enter(ear, answer)
+    for ear in ears:
+        await until(lambda ear=ear: ear.progress[-1:] == [6])  # type: ignore[misc]
+
+    assert [ear.marks for ear in ears] == [[2], [], []]
+    assert world.fetches == fetches
+    assert set().union(*(ear.names for ear in ears)) == {"attendanceProgress", "attendanceUpdated"}
 
 
 async def test_whose_answer_is_newer_than_the_room_hears_nothing_twice(world: World) -> None:
@@ -443,11 +464,11 @@ async def test_a_room_and_a_course_say_once_that_they_hear_nothing_until_they_he
 
 # Whatever happens
 
-commits = st.lists(st.integers(1, 4), min_size=1, max_size=14)
-"""How many joins each commit has."""
+commits = st.lists(st.integers(0, 4), min_size=1, max_size=14)
+"""How many joins each commit has; none is a mark of the student who listens."""
 fates = st.sampled_from(["told", "lost", "twice", "held"])
-arrivals = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 6), st.sampled_from(["staff", "student"])), max_size=4)
-"""After which commit somebody comes in, how many commits old their answer is, and who."""
+arrivals = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 14), st.sampled_from(["staff", "student"])), max_size=4)
+"""After which commit somebody comes in, how many changes old their answer is, and who."""
 
 
 @settings(max_examples=25, deadline=None)
@@ -455,19 +476,20 @@ arrivals = st.lists(st.tuples(st.integers(0, 13), st.integers(0, 6), st.sampled_
 def test_whatever_is_lost_repeated_or_late_everybody_hears_all_after_their_answer_once_and_in_order(
     redis_url: str, sizes: list[int], fate: list[str], arriving: list[tuple[int, int, Kind]], page: int
 ) -> None:
-    """Each commit moves the head; its event is told, lost, told twice, or held back until after the next ones."""
+    """Each commit moves the head; its event is told, lost, told twice, or held back until after the next ones.
+
+    Staff hear of every change, the student of their own record, and both how the roll fills.
+    """
 
     async def story() -> None:
         async with asyncio.timeout(30), a_world(redis_url, page=page) as world:
             listeners: list[tuple[Ear, int]] = []
             first, room = await world.a_listener()
             listeners.append((first, 1))
-            boundaries = [1]
             held: list[Event[Any]] = []
             for number, size in enumerate(sizes):
-                event = joins(world.seq + 1, world.seq + size)
+                event = joins(world.seq + 1, world.seq + size) if size else a_mark(world.seq + 1, "marked")
                 await world.commit(event, live=False)
-                boundaries.append(event.sequence)
                 if fate[number] == "held":
                     held.append(event)
                 else:
@@ -476,8 +498,8 @@ def test_whatever_is_lost_repeated_or_late_everybody_hears_all_after_their_answe
                         await world.say(*held)
                         held.clear()
                 for _, age, kind in (each for each in arriving if each[0] == number):
-                    answer = boundaries[max(0, len(boundaries) - 1 - age)]
-                    ear = await world.a_socket(kind, f"s{answer}")
+                    answer = max(1, world.seq - age)
+                    ear = await world.a_socket(kind, "marked")
                     await world.enter(ear, answer)
                     listeners.append((ear, answer))
             await world.say(*held)
@@ -490,17 +512,17 @@ def test_whatever_is_lost_repeated_or_late_everybody_hears_all_after_their_answe
 
 
 async def all_heard(world: World, listeners: Sequence[tuple[Ear, int]]) -> None:
+    marks = [event.sequence for event in world.committed if not is_of_joins(event)]
     for ear, answer in listeners:
         if ear.member.kind == "staff":
-            await until(lambda ear=ear, answer=answer: len(ear.joins) >= world.seq - answer)  # type: ignore[misc]
-            assert ear.joins == list(range(answer + 1, world.seq + 1))
+            await until(lambda ear=ear, answer=answer: len(ear.joins) + len(ear.marks) >= world.seq - answer)  # type: ignore[misc]
         elif answer < world.seq:
             await until(lambda ear=ear: ear.progress[-1:] == [world.seq])  # type: ignore[misc]
-            assert ear.names == {"attendanceProgress"}
     # Nothing comes after that; what was on its way would have come before this.
-    event = a_join(world.seq + 1)
-    await world.commit(event)
+    await world.commit(a_join(world.seq + 1))
     await until(lambda: all(ear.progress[-1:] == [world.seq] for ear, _ in listeners))
     for ear, answer in listeners:
-        if ear.member.kind == "staff":
-            assert ear.joins == list(range(answer + 1, world.seq + 1))
+        assert ear.marks == [seq for seq in marks if seq > answer]
+        joined = [seq for seq in range(answer + 1, world.seq + 1) if seq not in marks]
+        assert ear.joins == (joined if ear.member.kind == "staff" else [])
+        assert ear.names <= {"attendanceProgress", "attendanceUpdated", "studentJoinedAttendance"}

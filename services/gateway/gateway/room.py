@@ -66,6 +66,8 @@ class Room:
     telling: asyncio.Task[None] | None = None
     progress_due: asyncio.TimerHandle | None = None
     progress_at: float = 0.0
+    _joins_since: int = 0
+    """The last number told that was no join's."""
     _students: dict[str, tuple[Member, ...]] = field(default_factory=dict)
 
     def add(self, member: Member) -> bool:
@@ -116,15 +118,19 @@ class Room:
         """List those of these members whose answers did not tell them of `seq` already."""
         return [member for sid, member in among.items() if self.ahead.get(sid, 0) < seq]
 
-    def missed(self, seq: int, *, statistics_known: bool) -> list[Event[EventData]] | None:
+    def missed(self, kind: Kind, seq: int, *, statistics_known: bool) -> list[Event[EventData]] | None:
         """List what somebody who comes in as of a number was not told yet; None where that is not remembered any more.
 
-        Without `statistics_known`, what the newest change made of them was told before they were in, so they missed that.
+        Without `statistics_known`, what the newest change made of them was told before they were in, so they missed that. A
+        student is told no more than that where only others have joined meanwhile: hundreds come in with one commit.
         """
         if self.seq is None or seq > self.seq:
             return []
         if seq == self.seq:
             return [] if statistics_known else self._last_change()
+        # All of it is remembered, and all of it joins.
+        if kind == "student" and self.recent and seq >= max(self._joins_since, self.recent[0].data.first_seq - 1):
+            return self._last_change()
         said = [after(event, seq) for event in takewhile(lambda event: event.sequence > seq, reversed(self.recent))]
         said.reverse()
         return said if said and said[0].data.first_seq <= seq + 1 else None
@@ -144,6 +150,8 @@ class Room:
         if self.seq is None or (event := self._next(self.seq)) is None:
             return None
         self.seq = event.sequence
+        if not (isinstance(event.data, RollChanged) and all(change.kind == "joined" for change in event.data.changes)):
+            self._joins_since = self.seq
         self.recent.append(event)
         return event
 

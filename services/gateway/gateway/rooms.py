@@ -130,7 +130,7 @@ class Rooms:
         self._let_in(room, member, seq, statistics_known)
 
     def _let_in(self, room: Room, member: Member, seq: int, statistics_known: bool) -> None:
-        missed = room.missed(seq, statistics_known=statistics_known)
+        missed = room.missed(member.kind, seq, statistics_known=statistics_known)
         if missed is None:
             self._errands.start(self._catch_up(room, member, seq))
             return

@@ -43,24 +43,12 @@ class Commands:
     now: Clock
 
     async def join_roll(self, commands: Sequence[JoinRoll]) -> Outcome:
-        """Check students in; a repeat is answered as the first was.
-
-        Each is answered as of the batch but the last change of its roll: whoever is let in by that has nothing else of their
-        own batch to catch up on, and hears how full the roll is then. Who made that change is answered as of it, and so is
-        everybody where there is none.
-        """
+        """Check students in; a repeat is answered as the first was."""
 
         def join(draft: Draft) -> Outcome:
-            outcome, before = Outcome(), dict(draft.rolls)
-            # All are done before any is answered.
-            joined = [_join(draft, command) for command in commands]
-            for command, record in zip(commands, joined, strict=True):
-                if isinstance(record, Refused):
-                    outcome.answer(command.reply_to, record)
-                    continue
-                roll = draft.rolls[command.session_id]
-                as_of_last = roll is before[command.session_id] or record.joined_seq == roll.seq
-                outcome.answer(command.reply_to, _joined(record, roll, roll.seq if as_of_last else roll.seq - 1))
+            outcome = Outcome()
+            for command in commands:
+                outcome.answer(command.reply_to, _join(draft, command))
             self.announcements.tell(draft)
             outcome.events = draft.events
             return outcome
@@ -160,8 +148,8 @@ def _once(unit: Unit, command: C, kind: type[A], at: datetime, do: Callable[[Uni
     return answer
 
 
-def _join(draft: Draft, command: JoinRoll) -> Record | Refused:
-    """Do one join; return the record as it is then, or why not: one that is refused leaves the others alone."""
+def _join(draft: Draft, command: JoinRoll) -> RollJoined | Refused:
+    """Do one join; return its answer as of then, or why not: one that is refused leaves the others alone."""
     roll = draft.rolls.get(command.session_id)
     if roll is None:
         return Refused(NO_ROLL)
@@ -173,13 +161,13 @@ def _join(draft: Draft, command: JoinRoll) -> Record | Refused:
     except Refused as refusal:
         return refusal
     if isinstance(joined, Record):
-        return joined
+        return _joined(joined, roll)
     draft.take(joined)
-    return draft.records[command.session_id, command.actor.id]
+    return _joined(draft.records[command.session_id, command.actor.id], joined.roll)
 
 
-def _joined(record: Record, roll: Roll, roll_seq: int) -> RollJoined:
-    """Answer a join with its record, as of a number of the roll."""
+def _joined(record: Record, roll: Roll) -> RollJoined:
+    """Answer a join with its record, and with how far the roll is."""
     if record.joined_at is None or record.joined_status is None or record.joined_seq is None:
         raise ValueError(f"a join without its trace: {record}")
     return RollJoined(
@@ -187,7 +175,7 @@ def _joined(record: Record, roll: Roll, roll_seq: int) -> RollJoined:
         status=record.joined_status,
         joined_at=rfc3339(record.joined_at),
         seq=record.joined_seq,
-        roll_seq=roll_seq,
+        roll_seq=roll.seq,
         course_id=roll.session.course_id,
         enrolled=record.enrolled,
     )
