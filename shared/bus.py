@@ -69,21 +69,16 @@ class Inbox(Protocol):
 class Bus(Protocol):
     """Everything a process may ask of the broker. Raises `errors.Unavailable` when the broker does not confirm."""
 
-    async def send(self, queue: str, command: bytes) -> None:
-        """Send one encoded command; return once the broker has it.
-
-        What a broker has goes with it, where nobody has done it yet: who asks waits for an answer, and asks again.
-
-        Goes out at once when nothing to that queue is unconfirmed; what comes meanwhile gathers and leaves as one message
-        of up to `COMMANDS_PER_MESSAGE`, or about 1 MiB, in order. Raises Unavailable after `SEND_TIMEOUT_SECONDS` (at once
-        where the queue is missing); the command may have arrived all the same. Safe to cancel: it may still be sent.
-        """
-
     def send_soon(self, queue: str, commands: bytes, count: int, settled: Callable[[str | None], None]) -> None:
-        """Begin to do what `send` does, without a task, and raise nothing: up to `COMMANDS_PER_MESSAGE`, which stay together.
+        """Begin to send up to `COMMANDS_PER_MESSAGE` encoded commands, with commas between them; raise nothing.
 
-        Between the encoded `commands` are commas. `settled` is called once for all of them, in a later turn of the loop: with
-        None when the broker has them, else with why it may not have. It must not raise.
+        They stay together, and go out at once when nothing to that queue is unconfirmed; what comes meanwhile gathers and
+        leaves as one message of up to `COMMANDS_PER_MESSAGE`, or about 1 MiB, in order.
+
+        `settled` is called once for all of them, in a later turn of the loop, and must not raise: with None when the broker
+        has them, else with why they are `unavailable`. That is after `SEND_TIMEOUT_SECONDS`, at once where the queue is
+        missing; the commands may have arrived all the same. What a broker has goes with it, where nobody has done it yet:
+        who asks waits for an answer, and asks again.
         """
 
     async def receive_answers(self, on_answers: Callable[[bytes], None]) -> str:

@@ -51,7 +51,7 @@ class _Pending(Struct):
     commands: bytes
     count: int
     settled: Settled | None
-    """Whom to tell; None when they were told, or have given up."""
+    """Whom to tell; None once they were told."""
     deadline: float
 
 
@@ -59,7 +59,7 @@ class Coalescer:
     """Sends the commands of one queue: at once while nothing is unconfirmed, else together when the way is free.
 
     `publish` sends one message and returns when the broker has it; it bounds its own time and raises Unavailable. It runs in a
-    task of the coalescer's own, so that a sender who gives up takes nobody else's command along.
+    task of the coalescer's own, so that no sender needs one.
     """
 
     def __init__(self, publish: Callable[[bytes], Awaitable[None]], *, closed: bool = False) -> None:
@@ -70,34 +70,23 @@ class Coalescer:
         self._expiry: asyncio.TimerHandle | None = None
         self._closed = closed
 
-    async def send(self, command: bytes) -> None:
-        """Send one command; return when the broker has its message. Raise Unavailable after `SEND_TIMEOUT_SECONDS`."""
-        sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = self.send_soon(command, 1, partial(_end, sent))
-        try:
-            await sent
-        finally:
-            pending.settled = None
-
-    def send_soon(self, commands: bytes, count: int, settled: Settled) -> _Pending:
+    def send_soon(self, commands: bytes, count: int, settled: Settled) -> None:
         """Begin to send commands, with commas between them, as part of one message.
 
-        Their `settled` is called once, in a later turn of the loop, unless it is None by then.
+        Their `settled` is called once, in a later turn of the loop, and within `SEND_TIMEOUT_SECONDS`.
         """
-        pending = _Pending(commands, count, settled, monotonic() + SEND_TIMEOUT_SECONDS)
         if self._closed:
-            asyncio.get_running_loop().call_soon(_settle, (pending,), CLOSED)
-            return pending
-        self._waiting.append(pending)
+            asyncio.get_running_loop().call_soon(settled, CLOSED)
+            return
+        self._waiting.append(_Pending(commands, count, settled, monotonic() + SEND_TIMEOUT_SECONDS))
         if self._flight is None:
             self._flight = asyncio.create_task(self._fly(), name="coalescer")
         # One timer for all senders: a timeout context for each costs more than the rest of this method.
         if self._expiry is None:
             self._expiry = asyncio.get_running_loop().call_later(SEND_TIMEOUT_SECONDS, self._expire)
-        return pending
 
     async def close(self) -> None:
-        """Give up what is unconfirmed; its senders get Unavailable."""
+        """Give up what is unconfirmed; its senders are told so."""
         self._closed = True
         if self._expiry is not None:
             self._expiry.cancel()
@@ -111,14 +100,13 @@ class Coalescer:
         try:
             while self._waiting:
                 self._flying = self._board()
-                if self._flying:
-                    _settle(self._flying, await self._carry(self._flying))
+                _settle(self._flying, await self._carry(self._flying))
                 self._flying = []
         finally:
             self._flight = None
 
     def _board(self) -> list[_Pending]:
-        """Take what goes in the next message; a `send` that was cancelled, or was told Unavailable, is left out."""
+        """Take what goes in the next message, in order; who was told while they waited is not among them (`_expire`)."""
         boarded: list[_Pending] = []
         count = size = 0
         while self._waiting:
@@ -126,9 +114,7 @@ class Coalescer:
             size += len(self._waiting[0].commands)
             if boarded and (count > COMMANDS_PER_MESSAGE or size > BYTES_PER_MESSAGE):
                 break
-            pending = self._waiting.popleft()
-            if pending.settled is not None:
-                boarded.append(pending)
+            boarded.append(self._waiting.popleft())
         return boarded
 
     async def _carry(self, batch: Sequence[_Pending]) -> str | None:
@@ -174,15 +160,6 @@ class Coalescers:
         """Close all of them, those to come too."""
         self._closed = True
         await asyncio.gather(*(coalescer.close() for coalescer in self._by_queue.values()))
-
-
-def _end(sent: asyncio.Future[None], failure: str | None) -> None:
-    if sent.done():
-        return
-    if failure is None:
-        sent.set_result(None)
-    else:
-        sent.set_exception(Unavailable(failure))
 
 
 def _settle(batch: Iterable[_Pending], failure: str | None) -> None:

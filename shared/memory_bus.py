@@ -1,6 +1,6 @@
 """The bus within one process, for `rollcall dev` and for tests: no broker, nothing on disk.
 
-RabbitMQ keeps what it has confirmed; memory does not. So this bus confirms later: `send` and `publish` return when the
+RabbitMQ keeps what it has confirmed; memory does not. So this bus confirms later, commands and events alike: when the
 message's handlers are done with it, that is, have acknowledged it. Until then a command is unanswered and an event is
 still in its outbox, and a killed process loses nothing that was answered.
 """
@@ -65,12 +65,8 @@ class MemoryBus:
         """Whether the bus is open."""
         return not self._closed
 
-    async def send(self, queue: str, command: bytes) -> None:
-        """Send one command; return when it has been handled, else raise Unavailable in time."""
-        await self._commands.to(queue).send(command)
-
     def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
-        """Begin to send commands."""
+        """Begin to send commands; tell when they have been handled, or that they are not in time (see the class)."""
         self._commands.to(queue).send_soon(commands, count, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:

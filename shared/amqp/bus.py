@@ -66,12 +66,8 @@ class AmqpBus:
         """Whether the two connections are there that must be; that of the short way may be away."""
         return self._outgoing.up and self._incoming.up
 
-    async def send(self, queue: str, command: bytes) -> None:
-        """Send one command in the next message to its queue; raise Unavailable when that is not confirmed in time."""
-        await self._commands.to(queue).send(command)
-
     def send_soon(self, queue: str, commands: bytes, count: int, settled: Settled) -> None:
-        """Begin to send commands in the next message to their queue."""
+        """Begin to send commands in the next message to their queue; tell when it is confirmed, or is not in time."""
         self._commands.to(queue).send_soon(commands, count, settled)
 
     async def _send_message(self, queue: str, body: bytes) -> None:

@@ -31,12 +31,26 @@ async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None
             await asyncio.sleep(0.005)
 
 
+async def send_once(bus: Bus, queue: str, command: bytes) -> None:
+    """Send one command; return when it is confirmed, and raise Unavailable where it is not."""
+    settled: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def settle(failure: str | None) -> None:
+        # The test may have ended meanwhile.
+        if not settled.done():
+            settled.set_result(failure)
+
+    bus.send_soon(queue, command, 1, settle)
+    if (failure := await settled) is not None:
+        raise Unavailable(failure)
+
+
 async def sent(bus: Bus, queue: str, command: bytes) -> None:
     """Send as a client does: again, until it is confirmed."""
     async with asyncio.timeout(20):
         while True:
             with suppress(Unavailable):
-                await bus.send(queue, command)
+                await send_once(bus, queue, command)
                 return
 
 

@@ -24,7 +24,7 @@ from shared.amqp.properties import EVENT_ID_HEADER
 from shared.bus import SEND_TIMEOUT_SECONDS
 from shared.errors import StartupFailed, Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS
-from tests.contract.bus_talk import STARTED, Begin, empty, events, eventually, sent, take
+from tests.contract.bus_talk import STARTED, Begin, empty, events, eventually, send_once, sent, take
 from tests.proxy import Proxy
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
@@ -89,7 +89,7 @@ async def seconds_until_unavailable(bus: AmqpBus) -> float:
     loop = asyncio.get_running_loop()
     begun = loop.time()
     with pytest.raises(Unavailable):
-        await bus.send(SESSION_COMMANDS, b"0")
+        await send_once(bus, SESSION_COMMANDS, b"0")
     return loop.time() - begun
 
 
@@ -97,7 +97,7 @@ async def seconds_until_unavailable(bus: AmqpBus) -> float:
 
 
 async def test_after_a_cut_unacknowledged_and_later_messages_arrive(bus: AmqpBus, proxy: Proxy) -> None:
-    await bus.send(ATTENDANCE_COMMANDS, b"1")
+    await send_once(bus, ATTENDANCE_COMMANDS, b"1")
     (lost,) = await take(bus, ATTENDANCE_COMMANDS, 1)
 
     proxy.cut()
@@ -116,7 +116,7 @@ async def test_what_a_lost_connection_brought_is_not_handed_out_twice(bus: AmqpB
     """Prefetched but not taken when the connection went: the broker sends it again, so the first copy is forgotten."""
     inbox = bus.inbox(ATTENDANCE_COMMANDS)
     for number in range(3):
-        await bus.send(ATTENDANCE_COMMANDS, b"%d" % number)
+        await send_once(bus, ATTENDANCE_COMMANDS, b"%d" % number)
     await eventually(lambda: len(inbox._arrived) == 3)
 
     proxy.cut()
@@ -136,7 +136,7 @@ async def test_while_the_broker_is_away_everything_says_so_in_time(bus: AmqpBus,
 
     async with asyncio.timeout(SEND_TIMEOUT_SECONDS + 1):
         outcomes = await asyncio.gather(
-            bus.send(SESSION_COMMANDS, b"1"),
+            send_once(bus, SESSION_COMMANDS, b"1"),
             bus.publish(events(STARTED)),
             bus.inbox(SESSION_COMMANDS).park(b"{}", "why"),
             bus.answer([(queue, b"1")]),
@@ -149,7 +149,7 @@ async def test_while_the_broker_is_away_everything_says_so_in_time(bus: AmqpBus,
 async def test_a_sender_waits_for_a_broker_that_comes_back_in_time(bus: AmqpBus, proxy: Proxy, begin: Begin) -> None:
     proxy.close()
     await eventually(lambda: not bus.connected)
-    sending = await begin(bus.send(SESSION_COMMANDS, b"1"))
+    sending = await begin(send_once(bus, SESSION_COMMANDS, b"1"))
 
     await proxy.open()
 
@@ -200,7 +200,7 @@ async def test_a_queue_may_be_consumed_while_the_broker_is_away(bus: AmqpBus, pr
 
 async def test_a_message_in_flight_when_the_connection_breaks_is_unavailable(bus: AmqpBus, proxy: Proxy, begin: Begin) -> None:
     proxy.freeze()
-    sending = [await begin(bus.send(SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
+    sending = [await begin(send_once(bus, SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
     proxy.cut()
 
     for task in sending:
@@ -218,7 +218,7 @@ async def test_a_message_in_flight_when_the_heartbeat_stops_is_unavailable(
         monkeypatch.setattr(module, "SEND_TIMEOUT_SECONDS", 60)
     async with open_amqp(f"{proxy.url}?heartbeat=1") as bus:
         proxy.freeze()
-        sending = [await begin(bus.send(SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
+        sending = [await begin(send_once(bus, SESSION_COMMANDS, b"1")), await begin(bus.publish(events(STARTED)))]
 
         for task in sending:
             with pytest.raises(Unavailable):
@@ -248,7 +248,7 @@ async def test_a_bus_closes_in_time_whatever_the_broker_does(proxy: Proxy, begin
     async with open_amqp(proxy.url) as bus:
         bus.inbox(ATTENDANCE_COMMANDS)
         proxy.freeze()
-        sending = [await begin(bus.send(queue, b"1" * size)) for queue in (SESSION_COMMANDS, ATTENDANCE_COMMANDS)]
+        sending = [await begin(send_once(bus, queue, b"1" * size)) for queue in (SESSION_COMMANDS, ATTENDANCE_COMMANDS)]
         async with asyncio.timeout(8):
             await bus.close()
     await proxy.end()
@@ -266,7 +266,7 @@ async def test_a_channel_the_broker_closes_for_a_late_acknowledgement_is_replace
     await node.ctl("eval", acknowledged_within(500, looked_at_every=200))
     try:
         async with open_amqp(url) as bus:
-            await bus.send(ATTENDANCE_COMMANDS, b"1")
+            await send_once(bus, ATTENDANCE_COMMANDS, b"1")
             (held,) = await take(bus, ATTENDANCE_COMMANDS, 1)
             (again,) = await take(bus, ATTENDANCE_COMMANDS, 1, seconds=30)
             await again.ack()
@@ -345,7 +345,7 @@ async def test_confirmed_commands_survive_a_restart_of_the_broker(node: Node, ur
     async with open_amqp(url) as bus:
         queue = await bus.receive_answers(lambda answers: None)
         for number in range(3):
-            await bus.send(ATTENDANCE_COMMANDS, b"%d" % number)
+            await send_once(bus, ATTENDANCE_COMMANDS, b"%d" % number)
         await bus.publish(events(STARTED))
         (unacknowledged,) = await take(bus, ATTENDANCE_EVENTS, 1)
 
@@ -382,7 +382,7 @@ async def test_many_processes_may_make_the_topology_at_once(url: str) -> None:
     async with AsyncExitStack() as stack:
         buses = await asyncio.gather(*(stack.enter_async_context(open_amqp(url)) for _ in range(8)))
         for bus in buses:
-            await bus.send(SESSION_COMMANDS, b"1")
+            await send_once(bus, SESSION_COMMANDS, b"1")
     await empty(url)
 
 
@@ -394,7 +394,7 @@ async def test_a_message_that_kills_its_consumer_time_and_again_ends_on_the_park
             await channel.get_queue(SESSION_COMMANDS),
             await channel.get_queue(topology.PARKING),
         )
-        await bus.send(SESSION_COMMANDS, b"1")
+        await send_once(bus, SESSION_COMMANDS, b"1")
         deliveries = 0
         while (message := await commands.get(fail=False)) is not None:
             deliveries += 1

@@ -22,7 +22,7 @@ from shared.errors import Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, Actor, ReadRoll, encode
 from shared.outbox import OutboxRow
 from shared.worker import Outcome, Worker, working
-from tests.contract.bus_talk import consuming, eventually, sent, take, takes_the_short_way
+from tests.contract.bus_talk import consuming, eventually, send_once, sent, take, takes_the_short_way
 from tests.rabbitmq import RabbitMQ
 
 
@@ -42,7 +42,7 @@ async def test_a_consumer_cancelled_by_the_broker_consumes_again(url: str, monke
     monkeypatch.setattr(link, "_PROBE_EVERY_SECONDS", 60)
     async with open_amqp(url) as bus, await aio_pika.connect(url) as admin:
         bus.inbox(ATTENDANCE_COMMANDS)
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
         (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         await delivery.ack()
 
@@ -59,7 +59,7 @@ async def test_a_consumer_that_died_without_a_word_is_replaced(url: str) -> None
     """Its channel is well and nobody says anything, only messages wait and none comes."""
     async with open_amqp(url) as bus, await aio_pika.connect(url) as admin:
         bus.inbox(ATTENDANCE_COMMANDS)
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
         (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         await delivery.ack()
         channels = [await channel.get_underlay_channel() for channel in bus._incoming._channels]
@@ -70,7 +70,7 @@ async def test_a_consumer_that_died_without_a_word_is_replaced(url: str) -> None
             await (await admin.channel()).declare_queue(ATTENDANCE_COMMANDS, passive=True)
         ).declaration_result.consumer_count == 0
 
-        await bus.send(ATTENDANCE_COMMANDS, b"2")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"2")
         (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
 
         assert delivery.body == b"[2]"
@@ -85,7 +85,7 @@ async def test_a_consumer_with_work_in_hand_is_left_alone(url: str, monkeypatch:
         monkeypatch.setattr(bus._express, "_look", nobody_looks)
         inbox = bus.inbox(ATTENDANCE_COMMANDS)
         for number in range(PREFETCH + 1):
-            await bus.send(ATTENDANCE_COMMANDS, b"%d" % number)
+            await send_once(bus, ATTENDANCE_COMMANDS, b"%d" % number)
         (first, *_) = taken = await take(bus, ATTENDANCE_COMMANDS, PREFETCH)
         probes = 0
         probe = bus._incoming._link._probe
@@ -111,7 +111,7 @@ async def test_what_a_lost_connection_brought_does_not_count_on_the_next(url: st
     """Its channel may stay open for as long as a frozen broker is waited for. Less than none would hide a dead consumer."""
     async with open_amqp(url) as bus:
         inlet = bus.inbox(ATTENDANCE_COMMANDS).inlet
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
         (first,) = await take(bus, ATTENDANCE_COMMANDS, 1)
         bus._incoming.lose("a test says so")
         (second,) = await take(bus, ATTENDANCE_COMMANDS, 1)
@@ -163,7 +163,7 @@ async def test_one_replica_gets_all_it_can_take_and_only_what_is_more_goes_to_an
         else:
             monkeypatch.setattr(sender._express, "_look", nobody_looks)
         for number in range(2 * PREFETCH):
-            await sender.send(ATTENDANCE_COMMANDS, b"%d" % number)
+            await send_once(sender, ATTENDANCE_COMMANDS, b"%d" % number)
 
         shares = [await take(replica, ATTENDANCE_COMMANDS, PREFETCH) for replica in (one, other)]
 
@@ -201,7 +201,7 @@ async def test_a_replica_whose_server_is_away_leaves_the_work_to_another(url: st
         await consuming(*replicas)
 
         async def ask(name: str) -> None:
-            await sender.send(ATTENDANCE_COMMANDS, encode(to_read(name)))
+            await send_once(sender, ATTENDANCE_COMMANDS, encode(to_read(name)))
 
         await ask("first")
         await eventually(lambda: len(handled) == 1)

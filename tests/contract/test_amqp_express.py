@@ -23,7 +23,7 @@ from shared.amqp.inbox import AmqpDelivery
 from shared.bus import Delivery
 from shared.errors import Unavailable
 from shared.messages import ATTENDANCE_COMMANDS, SESSION_COMMANDS
-from tests.contract.bus_talk import consuming, eventually, sent, take, takes_the_short_way
+from tests.contract.bus_talk import consuming, eventually, send_once, sent, take, takes_the_short_way
 from tests.rabbitmq import RabbitMQ, start_rabbitmq
 
 EXPRESS = topology.EXPRESS[ATTENDANCE_COMMANDS]
@@ -113,7 +113,7 @@ def way(delivery: Delivery) -> str:
 
 async def way_of(sender: AmqpBus, service: AmqpBus, command: bytes) -> str:
     """Send a command, and tell by which way it came; Unavailable when it did not leave."""
-    await sender.send(ATTENDANCE_COMMANDS, command)
+    await send_once(sender, ATTENDANCE_COMMANDS, command)
     while True:
         (delivery,) = await take(service, ATTENDANCE_COMMANDS, 1)
         await delivery.ack()
@@ -131,9 +131,9 @@ async def test_commands_take_it_as_soon_as_somebody_consumes_it(urls: list[str])
         assert not bus._express._consumed
         await consuming(service)
 
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
         await takes_the_short_way(bus)
-        await bus.send(ATTENDANCE_COMMANDS, b"2")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"2")
 
         deliveries = await take(service, ATTENDANCE_COMMANDS, 2)
         assert {delivery.body: way(delivery) for delivery in deliveries} == {b"[1]": "long", b"[2]": "short"}
@@ -178,7 +178,7 @@ async def test_what_it_refuses_takes_the_long_way(cluster: Cluster, urls: list[s
         number = 0
         async with asyncio.timeout(30):
             while EXPRESS in bus._express._consumed:
-                await bus.send(ATTENDANCE_COMMANDS, b"%d" % (number := number + 1))
+                await send_once(bus, ATTENDANCE_COMMANDS, b"%d" % (number := number + 1))
 
         channel = await admin.channel()
         short, long = [await (await channel.get_queue(queue)).get(no_ack=True) for queue in (EXPRESS, ATTENDANCE_COMMANDS)]
@@ -201,7 +201,7 @@ async def test_a_broker_that_goes_on_refusing_costs_one_connection_and_not_one_e
             async with asyncio.timeout(30):
                 while refused < 10:
                     try:
-                        await bus.send(ATTENDANCE_COMMANDS, b"1")
+                        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
                     except Unavailable:
                         refused += 1
         assert [entry["link"] for entry in logs if entry["event"] == "link.lost"] == ["amqp publishing"]
@@ -255,7 +255,7 @@ async def test_where_it_takes_nothing_and_answers_all_the_same_it_rests_longer_e
                     await takes_the_short_way(bus)
                     rests.append(bus._express._rest_seconds)
                     with pytest.raises(Unavailable):
-                        await bus.send(ATTENDANCE_COMMANDS, b"0")
+                        await send_once(bus, ATTENDANCE_COMMANDS, b"0")
         assert rests == [0.1, 0.2, 0.2]
 
         await takes_the_short_way(bus)
@@ -297,7 +297,7 @@ async def test_one_message_fails_while_its_node_is_frozen_and_nothing_stops(clus
         with cluster.freezing_the_last():
             # What may have been taken is not sent by the other way, too.
             with pytest.raises(Unavailable):
-                await sender.send(ATTENDANCE_COMMANDS, b"0")
+                await send_once(sender, ATTENDANCE_COMMANDS, b"0")
             # Until both have noticed, and tried in vain to have it again.
             while sender._express.up or service._express.up or number < 20:
                 number += 1

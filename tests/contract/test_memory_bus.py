@@ -10,7 +10,7 @@ from shared.bus import SEND_TIMEOUT_SECONDS, OutgoingEvent
 from shared.errors import Unavailable
 from shared.memory_bus import MemoryBroker, MemoryBus
 from shared.messages import ATTENDANCE_COMMANDS, ATTENDANCE_EVENTS, SESSION_COMMANDS, SESSION_EVENTS
-from tests.contract.bus_talk import ENDED, OPENED, STARTED, Begin, events, eventually, take
+from tests.contract.bus_talk import ENDED, OPENED, STARTED, Begin, events, eventually, send_once, take
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ async def bus() -> AsyncIterator[MemoryBus]:
 
 async def test_a_command_is_confirmed_when_it_is_acknowledged_and_not_before(bus: MemoryBus, begin: Begin) -> None:
     """Answered means committed: the process may be killed at any moment, and memory with it."""
-    sending = await begin(bus.send(ATTENDANCE_COMMANDS, b"1"))
+    sending = await begin(send_once(bus, ATTENDANCE_COMMANDS, b"1"))
     (delivery,) = await take(bus, ATTENDANCE_COMMANDS, 1)
     assert not sending.done()
 
@@ -81,7 +81,7 @@ async def test_a_command_that_nobody_handles_is_unavailable(bus: MemoryBus, monk
     monkeypatch.setattr(memory_bus, "SEND_TIMEOUT_SECONDS", 0.05)
 
     with pytest.raises(Unavailable):
-        await bus.send(ATTENDANCE_COMMANDS, b"1")
+        await send_once(bus, ATTENDANCE_COMMANDS, b"1")
 
 
 async def test_a_command_that_takes_its_time_is_confirmed_meanwhile(
@@ -89,7 +89,7 @@ async def test_a_command_that_takes_its_time_is_confirmed_meanwhile(
 ) -> None:
     """A roster of thousands is in hand for longer than a broker would take to confirm it; nobody is told `unavailable`."""
     monkeypatch.setattr(memory_bus, "SEND_TIMEOUT_SECONDS", 0.05)
-    sending = await begin(bus.send(SESSION_COMMANDS, b"roster"))
+    sending = await begin(send_once(bus, SESSION_COMMANDS, b"roster"))
     (delivery,) = await take(bus, SESSION_COMMANDS, 1)
 
     await sending
@@ -112,7 +112,7 @@ async def test_handlers_may_publish_to_each_other(begin: Begin) -> None:
     await begin(handle(sessions, SESSION_COMMANDS, STARTED))
     await begin(handle(attendance, ATTENDANCE_EVENTS, OPENED))
     await begin(handle(sessions, SESSION_EVENTS))
-    await gateway.send(SESSION_COMMANDS, b"{}")
+    await send_once(gateway, SESSION_COMMANDS, b"{}")
 
     assert done == [SESSION_EVENTS, ATTENDANCE_EVENTS, SESSION_COMMANDS]
 

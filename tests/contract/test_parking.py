@@ -33,7 +33,7 @@ from shared.messages import (
     decode_commands,
     encode,
 )
-from tests.contract.bus_talk import empty, take
+from tests.contract.bus_talk import empty, send_once, take
 
 SECONDS = 20
 NOW = utc_now()
@@ -147,7 +147,7 @@ async def test_one_is_sent_back_and_the_others_stay(bus: AmqpBus, amqp_url: str)
 async def test_all_are_sent_back_each_to_its_queue(bus: AmqpBus, amqp_url: str) -> None:
     """Those too that the broker took away itself, of which only its own headers tell; here after a wait for a retry."""
     await bus.inbox(ATTENDANCE_EVENTS).park(b"{}", "malformed")
-    await bus.send(SESSION_COMMANDS, b"1")
+    await send_once(bus, SESSION_COMMANDS, b"1")
     (delivery,) = await take(bus, SESSION_COMMANDS, 1)
     await delivery.retry()
     (again,) = await take(bus, SESSION_COMMANDS, 1)

@@ -30,6 +30,7 @@ from shared.messages import (
     encode,
 )
 from shared.outbox import Outbox, OutboxRow
+from tests.contract.bus_talk import send_once
 from tests.contract.roll_talk import (
     NAMES,
     Service,
@@ -269,7 +270,7 @@ async def test_the_service_answers_over_the_bus_and_tells_who_listens(rolls_engi
 
     async with asyncio.timeout(10), serve(bus, rolls_engine, redis, names, utc_now) as ready:
         assert await ready()
-        await bus.send(ATTENDANCE_COMMANDS, encode(command))
+        await send_once(bus, ATTENDANCE_COMMANDS, encode(command))
         heard = await live.get_message(timeout=5)
         while heard is None or heard["type"] != "message":
             heard = await live.get_message(timeout=5)

@@ -15,7 +15,7 @@ from socketio.exceptions import ConnectionError as RefusedConnection
 from shared.amqp.bus import open_amqp
 from shared.live import Names, open_redis
 from shared.messages import ATTENDANCE_COMMANDS, SESSION_COMMANDS
-from tests.contract.bus_talk import eventually
+from tests.contract.bus_talk import eventually, send_once
 from tests.system.rig import Rig, token, unique
 from tests.system.talk import Caller, Lecture, Payload, a_lecture, calling, http
 
@@ -151,7 +151,7 @@ async def unreadable(rig: Rig, lecture: Lecture, words: Words) -> None:
     async with open_amqp(rig.environment["ROLLCALL_AMQP_URL"]) as bus:
         for queue in (ATTENDANCE_COMMANDS, SESSION_COMMANDS):
             for body in bodies:
-                await bus.send(queue, body.encode())
+                await send_once(bus, queue, body.encode())
     async with open_redis(rig.environment["ROLLCALL_REDIS_URL"]) as redis:
         channels = (names.roll_channel(lecture.session_id), names.course_channel(lecture.course_id), names.cuts_channel())
         for channel in channels:

@@ -26,6 +26,7 @@ from shared.messages import (
 )
 from shared.outbox import OutboxRow, outgoing
 from shared.worker import Outcome, Worker, working
+from tests.contract.bus_talk import send_once
 from tests.contract.room_events import a_close
 
 
@@ -85,7 +86,7 @@ class Desk:
             command if isinstance(command, bytes) else encode(replace(command, reply_to=ReplyTo(queue, command.actor.id)))
             for command in commands
         ]
-        await asyncio.gather(*(self.bus.send(ATTENDANCE_COMMANDS, body) for body in bodies))
+        await asyncio.gather(*(send_once(self.bus, ATTENDANCE_COMMANDS, body) for body in bodies))
         await asyncio.sleep(0)
 
     async def send_whole(self, body: bytes) -> None:
@@ -245,7 +246,7 @@ async def test_what_is_done_alone_is_each_in_time_or_not_done_and_keeps_nobody_w
     body = b",".join(map(encode, (bulks[0], joins[0], bulks[1], joins[1], bulks[2])))
     worker = Worker(MemoryBus(broker), ATTENDANCE_COMMANDS, {JoinRoll: note, MarkRecords: note}, publish, clock)
     async with working([worker]):
-        await MemoryBus(broker).send(ATTENDANCE_COMMANDS, body)
+        await send_once(MemoryBus(broker), ATTENDANCE_COMMANDS, body)
     assert handled == [("c-ann", "c-ben"), ("first",), ("patient",)]
 
 

@@ -19,6 +19,7 @@ from shared.live import Names
 from shared.memory_bus import MemoryBus
 from shared.messages import ATTENDANCE_EVENTS, SESSION_COMMANDS, encode
 from shared.outbox import Outbox, OutboxRow
+from tests.contract.bus_talk import send_once
 from tests.contract.session_talk import to_put
 
 pytestmark = pytest.mark.asyncio
@@ -43,7 +44,7 @@ async def test_a_service_that_stops_leaves_nothing_for_others_to_publish_again(
     async with asyncio.timeout(20):
         async with serve(bus, engine, redis, Names("test_outbox"), utc_now, auto_end=None):
             command = to_put(deadline=utc_now() + timedelta(seconds=10))
-            sending = asyncio.create_task(bus.send(SESSION_COMMANDS, encode(command)))
+            sending = asyncio.create_task(send_once(bus, SESSION_COMMANDS, encode(command)))
             [delivery] = await bus.inbox(ATTENDANCE_EVENTS).take(9)
             assert await waiting(engine) == 1
             await delivery.ack()

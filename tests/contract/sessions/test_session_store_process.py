@@ -25,6 +25,7 @@ from shared.messages import (
     decode_event,
     encode,
 )
+from tests.contract.bus_talk import send_once
 from tests.contract.session_talk import (
     GRACE,
     NINE,
@@ -64,7 +65,7 @@ async def test_the_service_answers_over_the_bus_and_tells_the_world(engine: Asyn
 
     async with asyncio.timeout(10), serve(bus, engine, redis, names, utc_now, auto_end=None) as ready:
         assert await ready()
-        sending = asyncio.create_task(bus.send(SESSION_COMMANDS, encode(command)))
+        sending = asyncio.create_task(send_once(bus, SESSION_COMMANDS, encode(command)))
         [delivery] = await bus.inbox(ATTENDANCE_EVENTS).take(9)
         await delivery.ack()
         await sending
@@ -90,7 +91,7 @@ async def test_what_comes_while_no_replica_runs_waits_for_the_next(engine: Async
     async with asyncio.timeout(10):
         async with serve(bus, engine, redis, names, utc_now, auto_end=None):
             pass
-        sending = asyncio.create_task(bus.send(SESSION_COMMANDS, encode(reading)))
+        sending = asyncio.create_task(send_once(bus, SESSION_COMMANDS, encode(reading)))
         done, _ = await asyncio.wait({sending}, timeout=0.05)
         assert not done
 
