@@ -17,9 +17,9 @@ from gateway.room import Kind
 from gateway.rooms import HEADS_SECONDS
 from shared.errors import Refused, Unavailable
 from shared.live import open_redis
-from shared.messages import ChangesRead, Event, encode_event
+from shared.messages import ChangesRead, Event, RollChanged, encode_event
 from shared.process import guarded
-from tests.contract.room_events import COURSE, NINE, SID, a_close, a_join, a_mark, is_of_joins, joins
+from tests.contract.room_events import COURSE, NINE, SID, a_change, a_close, a_join, a_mark, changed, is_of_joins, joins
 from tests.contract.room_talk import SECONDS, Ear, World, a_world, until
 
 # In order
@@ -217,16 +217,24 @@ async def test_who_was_answered_within_a_commit_hears_the_rest_of_it_only(redis_
         assert ear.joins == [4]
 
 
-@pytest.mark.parametrize(("begun", "fetches"), [(1, []), (2, [1])], ids=["remembered", "older than the room"])
+@pytest.mark.parametrize(
+    ("before", "after", "fetches"),
+    [
+        ([], [a_mark(2, "s2"), joins(3, 6)], []),
+        ([], [changed(a_change(2, "s2", "marked", "excused"), a_change(3, "s3", "joined", "present")), joins(4, 6)], []),
+        ([a_mark(2, "s2")], [joins(3, 6)], [1]),
+    ],
+    ids=["remembered", "fetched together with a join", "older than the room"],
+)
 async def test_a_student_hears_of_their_own_mark_behind_which_others_have_joined(
-    world: World, begun: int, fetches: list[int]
+    world: World, before: list[Event[Any]], after: list[Event[Any]], fetches: list[int]
 ) -> None:
-    """Of the joins themselves nothing is told to a student, so who missed only these is not looked through them."""
-    await world.commit(*[a_mark(2, "s2")] * (begun == 2))
-    staff, _ = await world.a_listener(begun)
-    await world.commit(*[a_mark(2, "s2")] * (begun == 1), joins(3, 5), a_join(6))
+    """Of joins a student is told nothing, so who missed only these is not looked through them."""
+    await world.commit(*before)
+    staff, room = await world.a_listener(world.seq)
+    await world.commit(*after)
     await until(lambda: staff.joins[-1:] == [6])
-    ears = [await world.a_socket("student") for _ in range(3)]
+    ears = [await world.a_socket("student", "s2") for _ in range(3)]
 
     for answer, ear in enumerate(ears, 1):
         await world.enter(ear, answer)
@@ -234,8 +242,10 @@ async def test_a_student_hears_of_their_own_mark_behind_which_others_have_joined
         await until(lambda ear=ear: ear.progress[-1:] == [6])  # type: ignore[misc]
 
     assert [ear.marks for ear in ears] == [[2], [], []]
-    assert world.fetches == fetches
     assert set().union(*(ear.names for ear in ears)) == {"attendanceProgress", "attendanceUpdated"}
+    assert world.fetches == fetches
+    [silent] = room.missed("student", 3, statistics_known=False) or []
+    assert isinstance(silent.data, RollChanged) and silent.data.changes == ()
 
 
 async def test_whose_answer_is_newer_than_the_room_hears_nothing_twice(world: World) -> None:

@@ -66,8 +66,8 @@ class Room:
     telling: asyncio.Task[None] | None = None
     progress_due: asyncio.TimerHandle | None = None
     progress_at: float = 0.0
-    _joins_since: int = 0
-    """The last number told that was no join's."""
+    _joins_only_behind: int = 0
+    """The last number of the last event told that was not of joins alone."""
     _students: dict[str, tuple[Member, ...]] = field(default_factory=dict)
 
     def add(self, member: Member) -> bool:
@@ -128,8 +128,8 @@ class Room:
             return []
         if seq == self.seq:
             return [] if statistics_known else self._last_change()
-        # All of it is remembered, and all of it joins.
-        if kind == "student" and self.recent and seq >= max(self._joins_since, self.recent[0].data.first_seq - 1):
+        # What is not remembered may have been their own mark.
+        if kind == "student" and self.recent and seq >= max(self._joins_only_behind, self.recent[0].data.first_seq - 1):
             return self._last_change()
         said = [after(event, seq) for event in takewhile(lambda event: event.sequence > seq, reversed(self.recent))]
         said.reverse()
@@ -151,7 +151,7 @@ class Room:
             return None
         self.seq = event.sequence
         if not (isinstance(event.data, RollChanged) and all(change.kind == "joined" for change in event.data.changes)):
-            self._joins_since = self.seq
+            self._joins_only_behind = self.seq
         self.recent.append(event)
         return event
 
