@@ -21,8 +21,7 @@ HALF_OPEN_KIB = 40 * HALF_OPEN
 AGAIN_KIB = 4 * HALF_OPEN
 LATE_SECONDS = 5.0
 """For the busy machine: its clocks are read by a thousand tasks in turn."""
-SERVED_SECONDS = 5.0
-"""Likewise; half of what the thousand stay for, so that nobody waits for them to go."""
+SERVED_SECONDS = 2.0
 
 DRIPPING = "Host: gateway\r\nContent-Length: 99\r\n"
 BEGINNINGS = {
