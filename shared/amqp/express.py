@@ -10,10 +10,10 @@ from typing import Final
 
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelClosed, DeliveryError
-from aiormq.abc import AbstractChannel as RawChannel
 from yarl import URL
 
 from shared import topology
+from shared.amqp.channels import PublishingChannel
 from shared.amqp.failures import own_cancellations, reason
 from shared.amqp.lines import Consumer, Consuming
 from shared.amqp.properties import TRANSIENT, message_properties
@@ -33,7 +33,7 @@ class Express(Consuming):
 
     def __init__(self, url: URL) -> None:
         super().__init__(url, "express")
-        self._confirmed: RawChannel | None = None
+        self._confirmed: PublishingChannel | None = None
         self._asked_for: set[str] = set()
         self._consumed: set[str] = set()
         self._refused: set[str] = set()
@@ -59,14 +59,13 @@ class Express(Consuming):
             self._asked_for.add(express)
             self._look_again(express)
             return False
-        if self._confirmed is None or self._confirmed.is_closed:
+        if self._confirmed is None or self._confirmed.closed:
             return False
         lose = self.lose
         properties = message_properties(delivery_mode=TRANSIENT, expires_after_ms=topology.EXPRESS_AGE_MS)
         try:
             async with asyncio.timeout(OFFER_SECONDS):
-                with own_cancellations():
-                    await self._confirmed.basic_publish(body, routing_key=express, properties=properties, mandatory=True)
+                await self._confirmed.publish(body, key=express, properties=properties, mandatory=True)
         except DeliveryError:
             self._consumed.discard(express)
             return False
@@ -88,7 +87,7 @@ class Express(Consuming):
         self._rest_seconds = min(2 * self._rest_seconds, _LONGEST_REST_SECONDS)
 
     async def _set_up(self) -> None:
-        self._confirmed = await self.channel(confirms=True)
+        self._confirmed = await self.publishing(confirms=True)
         await self._look_at_all()
         await super()._set_up()
 

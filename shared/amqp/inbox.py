@@ -11,10 +11,9 @@ from uuid import uuid4
 
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
-from aiormq.abc import AbstractChannel as RawChannel
-from aiormq.abc import DeliveredMessage
 
 from shared import topology
+from shared.amqp.channels import ConsumingChannel, Delivered
 from shared.amqp.failures import own_cancellations, reason
 from shared.amqp.lines import Outgoing
 from shared.amqp.properties import EVENT_ID_HEADER, QUEUE_HEADER, REASON_HEADER, message_properties
@@ -93,7 +92,7 @@ class Inlet:
         """Whether it is to consume with the lowest priority."""
         self._consumes_back = False
         self._arranging = asyncio.Lock()
-        self._channel: RawChannel | None = None
+        self._channel: ConsumingChannel | None = None
         self._tag = ""
         self._heard = False
         self._unfinished = 0
@@ -101,7 +100,7 @@ class Inlet:
     @property
     def consumes(self) -> bool:
         """Whether its queue is consumed."""
-        return bool(self._tag) and self._channel is not None and not self._channel.is_closed
+        return bool(self._tag) and self._channel is not None and not self._channel.closed
 
     @property
     def idle(self) -> bool:
@@ -109,30 +108,30 @@ class Inlet:
         heard, self._heard = self._heard, False
         return not heard and not self._unfinished
 
-    async def start(self, channel: RawChannel) -> None:
+    async def start(self, channel: ConsumingChannel) -> None:
         """Begin to consume."""
-        await channel.basic_qos(prefetch_count=PREFETCH)
+        await channel.raw.basic_qos(prefetch_count=PREFETCH)
         # First, because messages may come before the broker has said that they will.
         self._channel = channel
         await self._arrange(channel)
 
-    async def _arrange(self, channel: RawChannel) -> None:
+    async def _arrange(self, channel: ConsumingChannel) -> None:
         """Consume with the priority that is wanted, also where another is wanted meanwhile."""
         async with self._arranging:
             while channel is self._channel and (not self._tag or self._consumes_back is not self._back):
                 if self._tag:
-                    await channel.basic_cancel(self._tag)
+                    await channel.raw.basic_cancel(self._tag)
                 back = self._back
                 priority = 0 if back else self._priority
-                consuming = await channel.basic_consume(self.queue, self._receive, arguments={"x-priority": priority})
+                tag = await channel.consume(self.queue, self._receive, arguments={"x-priority": priority})
                 if channel is self._channel:
-                    self._tag, self._consumes_back = consuming.consumer_tag or "", back
+                    self._tag, self._consumes_back = tag, back
 
-    def brought(self, message: DeliveredMessage) -> bool:
+    def brought(self, message: Delivered) -> bool:
         """Whether a message came on the channel that is there now; if not, the broker delivers it again."""
-        return message.channel is self._channel and not message.channel.is_closed
+        return message.channel is self._channel and not message.channel.closed
 
-    async def _receive(self, message: DeliveredMessage) -> None:
+    def _receive(self, message: Delivered) -> None:
         if not self.brought(message):
             return
         self._heard = True
@@ -165,7 +164,7 @@ class Inlet:
         self._unfinished = 0
         self.inbox.forget(self)
 
-    def finished(self, message: DeliveredMessage) -> None:
+    def finished(self, message: Delivered) -> None:
         """Count a delivery as acknowledged, if it is of the present connection."""
         if self.brought(message):
             self._unfinished -= 1
@@ -176,7 +175,7 @@ class AmqpDelivery:
 
     __slots__ = ("_message", "body", "inlet")
 
-    def __init__(self, message: DeliveredMessage, inlet: Inlet) -> None:
+    def __init__(self, message: Delivered, inlet: Inlet) -> None:
         self._message = message
         self.inlet = inlet
         self.body = message.body
@@ -184,7 +183,7 @@ class AmqpDelivery:
     @property
     def reply_to(self) -> ReplyTo | None:
         """Read from the AMQP properties of that name."""
-        properties = self._message.header.properties
+        properties = self._message.properties
         if not properties.reply_to or not properties.correlation_id:
             return None
         return ReplyTo(properties.reply_to, properties.correlation_id)
@@ -192,7 +191,7 @@ class AmqpDelivery:
     @property
     def redelivered(self) -> bool:
         """As the broker says."""
-        return bool(self._message.redelivered)
+        return self._message.redelivered
 
     @property
     def alive(self) -> bool:
@@ -201,12 +200,8 @@ class AmqpDelivery:
 
     async def ack(self) -> None:
         """Acknowledge on the channel it came on; where that is gone, do nothing."""
-        tag = self._message.delivery_tag
-        assert tag is not None
         try:
-            async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                with own_cancellations():
-                    await self._message.channel.basic_ack(tag, wait=False)
+            self._message.ack()
         except CONNECTION_EXCEPTIONS as error:
             log.debug("bus.ack_lost", queue=self.inlet.queue, reason=reason(error))
         self.inlet.finished(self._message)
@@ -216,7 +211,7 @@ class AmqpDelivery:
 
         While the broker takes nothing (it may be short of memory), it waits here instead, still unacknowledged.
         """
-        properties = self._message.header.properties
+        properties = self._message.properties
         headers = {name: value for name, value in (properties.headers or {}).items() if name == EVENT_ID_HEADER}
         copy = message_properties(
             content_type=properties.content_type or "application/json",
@@ -241,14 +236,14 @@ class AnswerQueue:
     def __init__(self, on_answers: Callable[[bytes], None]) -> None:
         self._on_answers = on_answers
         self._heard = False
-        self._channel: RawChannel | None = None
+        self._channel: ConsumingChannel | None = None
         self.queue = ""
         self.consuming = asyncio.Event()
 
     @property
     def consumes(self) -> bool:
         """Whether there is one, and it is consumed."""
-        return self._channel is not None and not self._channel.is_closed
+        return self._channel is not None and not self._channel.closed
 
     @property
     def idle(self) -> bool:
@@ -256,11 +251,11 @@ class AnswerQueue:
         heard, self._heard = self._heard, False
         return not heard
 
-    async def start(self, channel: RawChannel) -> None:
+    async def start(self, channel: ConsumingChannel) -> None:
         """Make a queue of a fresh name and consume it."""
         queue = f"rollcall.answers.{uuid4().hex}"
-        await channel.queue_declare(queue, exclusive=True, auto_delete=True)
-        await channel.basic_consume(queue, self._receive, no_ack=True)
+        await channel.raw.queue_declare(queue, exclusive=True, auto_delete=True)
+        await channel.consume(queue, self._receive, no_ack=True)
         self.queue = queue
         self._channel = channel
         self.consuming.set()
@@ -270,7 +265,7 @@ class AnswerQueue:
         self._channel = None
         self.consuming.clear()
 
-    async def _receive(self, message: DeliveredMessage) -> None:
+    def _receive(self, message: Delivered) -> None:
         self._heard = True
         try:
             self._on_answers(message.body)

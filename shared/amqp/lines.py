@@ -1,8 +1,8 @@
 """The connections, each kept up by a link: one publishes, another consumes. They move bytes and know no message.
 
 Two, because a broker short of memory stops reading from whoever publishes; the short way (`express.py`) has a third. Each
-of the two declares the topology when it is made anew. aio_pika makes connections and channels; messages go through its
-underlying aiormq channel, which halves the tasks and spares a third of the CPU of each.
+of the two declares the topology when it is made anew. aio_pika and aiormq make connections and channels; messages go past them
+(`channels.py`).
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from prometheus_client import Gauge
 from yarl import URL
 
 from shared import topology
+from shared.amqp.channels import ConsumingChannel, PublishingChannel, Transport
 from shared.amqp.failures import SETTING, own_cancellations, reason
 from shared.amqp.properties import TRANSIENT, message_properties
 from shared.bus import SEND_TIMEOUT_SECONDS
@@ -43,6 +44,7 @@ class Line:
         self._url = url if "heartbeat" in url.query else url.update_query(heartbeat=_HEARTBEAT_SECONDS)
         self._purpose = purpose
         self._link = Link(f"amqp {purpose}", connect=self._connect, probe=self._probe, disconnect=self._disconnect)
+        self._transport = Transport()
         self._connection: Connection | None = None
         # Kept, because a channel that is collected calls nobody back when it is lost.
         self._channels: list[AbstractChannel] = []
@@ -77,12 +79,16 @@ class Line:
         if self._connection is None:
             raise ConnectionError("no connection")
         lose = self.lose
-        channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        channel = self._connection.channel(publisher_confirms=confirms)
         self._channels.append(channel)
         await channel.initialize()
         # Called when the connection goes, too.
         channel.close_callbacks.add(lambda _, error: lose(reason(error)))
         return await channel.get_underlay_channel()
+
+    async def publishing(self, *, confirms: bool) -> PublishingChannel:
+        """Open a channel to publish on; raise as `channel` does."""
+        return PublishingChannel(self._transport, await self.channel(confirms=confirms), confirms=confirms)
 
     def _begin(self, doing: Coroutine[Any, Any, None], what: str) -> None:
         """Do something in the background while the present connection lasts, which is taken for lost where that fails."""
@@ -100,10 +106,12 @@ class Line:
 
     async def _connect(self, lose: Lose) -> None:
         self.lose = lose
+        self._transport = Transport()
         self._connection = Connection(
             self._url,
             client_properties={"connection_name": f"rollcall {self._purpose}", "product": "rollcall"},
         )
+        self._connection.kwargs["transport_factory"] = self._transport
         with own_cancellations():
             await self._connection.connect(timeout=CONNECT_TIMEOUT_SECONDS)
             self._control = await self.channel()
@@ -127,8 +135,8 @@ class Outgoing(Line):
 
     def __init__(self, url: URL) -> None:
         super().__init__(url, "publishing")
-        self._confirmed: RawChannel | None = None
-        self._unconfirmed: RawChannel | None = None
+        self._confirmed: PublishingChannel | None = None
+        self._unconfirmed: PublishingChannel | None = None
         self._renewed_at = -_RENEW_SECONDS
         self._closed = False
 
@@ -140,8 +148,8 @@ class Outgoing(Line):
     async def _set_up(self) -> None:
         assert self._control is not None
         await _declare(self._control)
-        self._confirmed = await self.channel(confirms=True)
-        self._unconfirmed = await self.channel()
+        self._confirmed = await self.publishing(confirms=True)
+        self._unconfirmed = await self.publishing(confirms=False)
 
     def _torn_down(self) -> None:
         self._confirmed = self._unconfirmed = None
@@ -159,14 +167,7 @@ class Outgoing(Line):
                     await self._link.wait_up()
                 assert self._confirmed is not None
                 lose = self.lose
-                with own_cancellations():
-                    await self._confirmed.basic_publish(
-                        body,
-                        exchange=exchange,
-                        routing_key=key,
-                        properties=properties,
-                        mandatory=mandatory,
-                    )
+                await self._confirmed.publish(body, exchange=exchange, key=key, properties=properties, mandatory=mandatory)
         except TimeoutError as error:
             raise Unavailable(f"the broker did not confirm within {SEND_TIMEOUT_SECONDS:g} s") from error
         except DeliveryError as error:
@@ -188,10 +189,7 @@ class Outgoing(Line):
             raise Unavailable("no connection to the broker")
         try:
             async with asyncio.timeout(SEND_TIMEOUT_SECONDS):
-                with own_cancellations():
-                    await self._unconfirmed.basic_publish(
-                        body, routing_key=queue, properties=message_properties(delivery_mode=TRANSIENT)
-                    )
+                await self._unconfirmed.publish(body, key=queue, properties=message_properties(delivery_mode=TRANSIENT))
         except TimeoutError as error:
             raise Unavailable(f"the broker took nothing for {SEND_TIMEOUT_SECONDS:g} s") from error
         except CONNECTION_EXCEPTIONS as error:
@@ -211,7 +209,7 @@ class Consumer(Protocol):
     def idle(self) -> bool:
         """Whether nothing has come since this was last asked, and nothing that came is unfinished."""
 
-    async def start(self, channel: RawChannel) -> None:
+    async def start(self, channel: ConsumingChannel) -> None:
         """Consume on this channel, which is its own."""
 
     def stop(self) -> None:
@@ -253,7 +251,7 @@ class Consuming(Line):
         channel = await self.channel()
         # Without this the consumer of a deleted queue would wait for ever; so the queue is declared and consumed again.
         channel.on_consumer_cancel_callbacks.add(lambda frame: lose(f"consumer cancelled by the broker: {frame}"))
-        await consumer.start(channel)
+        await consumer.start(ConsumingChannel(self._transport, channel))
 
     async def _probe(self) -> None:
         """See that consumers get what waits: one may die without a word, and its queue would only grow.

@@ -27,7 +27,7 @@ def message_properties(
     timestamp: datetime | None = None,
     expires_after_ms: int | None = None,
 ) -> Basic.Properties:
-    """Describe a message. aiormq adds a fresh message_id, and knows returned messages by it: leave that alone."""
+    """Describe a message. Who publishes it adds a fresh message_id, and knows by it what comes back: leave that alone."""
     return Basic.Properties(
         content_type=content_type,
         delivery_mode=delivery_mode,

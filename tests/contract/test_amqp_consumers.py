@@ -118,7 +118,7 @@ async def test_what_a_lost_connection_brought_does_not_count_on_the_next(url: st
         assert isinstance(first, AmqpDelivery)
 
         inlet.finished(first._message)
-        await inlet._receive(first._message)
+        inlet._receive(first._message)
 
         assert inlet._unfinished == 1
         await second.ack()

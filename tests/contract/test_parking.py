@@ -151,7 +151,8 @@ async def test_all_are_sent_back_each_to_its_queue(bus: AmqpBus, amqp_url: str) 
     (delivery,) = await take(bus, SESSION_COMMANDS, 1)
     await delivery.retry()
     (again,) = await take(bus, SESSION_COMMANDS, 1)
-    await again._message.channel.basic_reject(again._message.delivery_tag, requeue=False)  # type: ignore[attr-defined]
+    rejected = again._message  # type: ignore[attr-defined]
+    await rejected.channel.raw.basic_reject(rejected.tag, requeue=False)
     async with asyncio.timeout(SECONDS):
         while len(ids := await parked_ids(amqp_url)) < 2:
             pass
