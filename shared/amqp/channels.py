@@ -32,6 +32,7 @@ _RETURN, _DELIVER, _ACK, _NACK = (struct.pack(">HH", 60, method) for method in (
 _TAGGED: Final = struct.Struct(">QB")
 _ACKNOWLEDGEMENT: Final = struct.Struct(">BHI4sQBB")
 _BODY_SIZE: Final = struct.Struct(">Q")
+_TOGETHER_BYTES: Final = 65536
 _NO_LIMIT: Final = 1 << 31
 _SIGN_OF_LIFE: Final = Heartbeat().marshal()
 _SIGN_EVERY_SECONDS = 1.0
@@ -45,6 +46,8 @@ class Transport(TransportFactory):
         """Those whose messages go past aiormq, by their numbers."""
         self._writer: asyncio.StreamWriter | None = None
         self._turn = asyncio.Lock()
+        self._unsent = bytearray()
+        """What one turn of the loop writes leaves together: each write costs the broker a wake, too."""
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, for aiormq; raise AMQPConnectionError."""
@@ -69,8 +72,17 @@ class Transport(TransportFactory):
 
     def write(self, frames: bytes) -> None:
         """Write whole frames, in one turn of the loop with asking for `room`."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += frames
+        if len(self._unsent) > _TOGETHER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
         assert self._writer is not None
-        self._writer.write(frames)
+        if self._unsent:
+            unsent, self._unsent = self._unsent, bytearray()
+            self._writer.write(unsent)
 
 
 class _Reader(asyncio.StreamReader):

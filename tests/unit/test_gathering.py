@@ -1,11 +1,17 @@
 """Who leaves when, where others are under way: nobody alone waits, and nobody for long. On a clock that the test moves."""
 
+import asyncio
+import socket
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +24,7 @@ ROUNDING = 1e-9
 class Timer:
     """A timer that may be cancelled."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         self.call = call
         self.cancelled = False
 
@@ -37,13 +43,13 @@ class Clock:
     def time(self) -> float:
         return self.now
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
         timer = Timer(call)
         heappush(self._due, (self.now + seconds, next(self._numbers), timer))
         return timer
 
-    def call_soon(self, call: Callable[[], None]) -> Timer:
-        return self.call_later(0, call)
+    def call_soon(self, call: Callable[..., object], *arguments: Any) -> Timer:
+        return self.call_later(0, partial(call, *arguments))
 
     def pass_by(self, seconds: float) -> None:
         """Let so much time pass; what is due meanwhile is done then."""
@@ -178,6 +184,41 @@ def test_where_many_are_under_way_nobody_waits(road: Road) -> None:
     road.ask("one more")
     road.clock.pass_by(0)
     assert road.left[-1] == (road.clock.now, ["one more"])
+
+
+def test_what_a_busy_loop_has_not_read_when_time_is_up_leaves_too() -> None:
+    """On uvloop, as in use, which does timers before it reads."""
+
+    async def be_busy() -> list[list[str]]:
+        loop = asyncio.get_running_loop()
+        left: list[list[str]] = []
+        all_have_left = asyncio.Event()
+
+        def leave(names: Sequence[str]) -> None:
+            left.append(list(names))
+            if len(left) == 2:
+                all_have_left.set()
+
+        def read() -> None:
+            crowd.put(name := server.recv(1).decode())
+            if name == "c":
+                client.send(b"d")
+                time.sleep(2 * RETURN_SECONDS)
+
+        crowd = Gathering[str](leave)
+        client, server = socket.socketpair()
+        with client, server:
+            loop.add_reader(server, read)
+            crowd.put("a")
+            crowd.put("b")
+            await asyncio.sleep(0.001)
+            crowd.answered(2)
+            client.send(b"c")
+            await all_have_left.wait()
+            loop.remove_reader(server)
+        return left
+
+    assert uvloop.run(be_busy()) == [["a", "b"], ["c", "d"]]
 
 
 DEEDS = st.lists(

@@ -67,7 +67,13 @@ class Gathering(Generic[T]):
 
     def _leave_in(self, seconds: float) -> None:
         self._stop()
-        self._timer = asyncio.get_running_loop().call_later(max(0, seconds), self._leave_all)
+        self._timer = asyncio.get_running_loop().call_later(max(0, seconds), self._leave_once_read)
+
+    def _leave_once_read(self) -> None:
+        """Have all leave once what has come is read: of what a busy loop has kept waiting, uvloop does timers first."""
+        self._leaving = True
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_soon(loop.call_soon, self._leave_all)
 
     def _stop(self) -> None:
         if self._timer is not None:
