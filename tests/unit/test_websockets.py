@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.departures import Departures
-from gateway.engine.websockets import AT_ONCE, FRAMES, Malformed, WebSocket, Writes
+from gateway.engine.websockets import AT_ONCE, FRAMES, PACE_SECONDS, Malformed, WebSocket, Writes
 
 MAX_BYTES = 300_000
 
@@ -186,7 +186,7 @@ async def test_a_defect_in_one_write_silences_no_other(listener: Listener) -> No
 
 
 async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener) -> None:
-    """A part of it leaves in each turn, behind what others get; and before what one of the crowd is told afterwards."""
+    """A part of it leaves in a turn, behind what others get; and before what one of the crowd is told afterwards."""
     writes = Writes()
     transports: list[Any] = [Transport() for _ in range(3 * AT_ONCE)]
     crowd = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in transports]
@@ -206,13 +206,30 @@ async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(lis
     assert transports[0].written == [b"progress ", b"answer"]
     assert reached() == 2 * AT_ONCE + 1
 
-    await asyncio.sleep(0)
+    crowd[1].write(b"again")
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert transports[1].written == [b"progress ", b"again"]
+    assert reached() == 2 * AT_ONCE + 1, "while others are told something, the rest waits"
+
+    await asyncio.sleep(1.5 * PACE_SECONDS)
     assert reached() == 3 * AT_ONCE
     assert transports[-1].written == [b"progress answer"]
 
-    crowd[1].write(b"again")
-    await asyncio.sleep(0)
-    assert transports[1].written == [b"progress ", b"again"]
+
+@pytest.mark.parametrize(("size", "turns"), [(AT_ONCE, 1), (3 * AT_ONCE, 3), (32 * AT_ONCE, 27)])
+async def test_a_crowd_that_is_alone_is_told_turn_after_turn(listener: Listener, size: int, turns: int) -> None:
+    """In larger parts where it is large, since the next is coming: `attendanceProgress` is told four times a second."""
+    writes = Writes()
+    transports: list[Any] = [Transport() for _ in range(size)]
+    for transport in transports:
+        WebSocket(transport, listener, Departures(), writes, max_bytes=MAX_BYTES).write(b"progress", in_crowd=True)
+
+    for turn in range(turns):
+        assert not transports[-1].written, turn
+        await asyncio.sleep(0)
+
+    assert all(transport.written for transport in transports)
 
 
 async def test_one_of_a_crowd_that_is_closed_is_told_all_before_the_goodbye(websocket: WebSocket, transport: Any) -> None:

@@ -27,7 +27,11 @@ FRAMES: Final = 1000
 """How many frames that are no whole message a client may send at once: pings, pongs and fragments."""
 FRAMES_PER_SECOND: Final = 50
 AT_ONCE: Final = 64
-"""To how many of a crowd is written in one turn: half a millisecond."""
+"""To how many of a crowd is written in one turn: half a millisecond; of a large one to a sixteenth."""
+PACE_SECONDS: Final = 0.002
+"""How long the rest of a crowd waits then, while others are told something."""
+BUSY_SECONDS: Final = 0.02
+"""For how long after others were told something more of that is expected: they may be asking again."""
 _GATHERED_BYTES: Final = 64 * 1024
 """How much may gather within one turn of the loop before it is written all the same."""
 KERNEL_BYTES: Final = 128 * 1024
@@ -62,31 +66,48 @@ class Listener(Protocol):
 class Writes:
     """What is written in one turn of the loop leaves at its end, in one system call for each websocket. One for a server.
 
-    What goes to a crowd leaves behind everything else and a part of it in each turn: the others are not held up by it.
+    What goes to a crowd leaves behind everything else, a part of it in each turn; and where others are told something, at a
+    pace that leaves them, and the servers they need, most of the time (docs/decisions/0027).
     """
 
     def __init__(self) -> None:
         self._due: list[WebSocket] = []
         self._crowd: deque[WebSocket] = deque()
-        self._under_way = False
+        self._under_way = self._crowd_under_way = False
+        self._busy_until = 0.0
 
     def add(self, websocket: "WebSocket", *, in_crowd: bool) -> None:
         """Have a websocket flushed at the end of this turn, or in one of the next as one of a crowd."""
-        (self._crowd if in_crowd else self._due).append(websocket)
-        if not self._under_way:
-            self._under_way = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if not in_crowd:
+            self._due.append(websocket)
+            if not self._under_way:
+                self._under_way = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            self._crowd.append(websocket)
+            if not self._crowd_under_way:
+                self._crowd_under_way = True
+                asyncio.get_running_loop().call_soon(self._flush_some)
 
     def _flush(self) -> None:
+        self._under_way = False
         due, self._due = self._due, []
         for websocket in due:
             websocket.flush()
-        crowd = self._crowd
-        for _ in range(min(len(crowd), AT_ONCE)):
+        if due:
+            self._busy_until = asyncio.get_running_loop().time() + BUSY_SECONDS
+
+    def _flush_some(self) -> None:
+        """Flush some of the crowd, behind all others."""
+        self._flush()
+        loop, crowd = asyncio.get_running_loop(), self._crowd
+        for _ in range(min(len(crowd), max(AT_ONCE, len(crowd) // 16))):
             crowd.popleft().flush()
-        self._under_way = bool(crowd)
-        if crowd:
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._crowd_under_way = bool(crowd)
+        if crowd and loop.time() < self._busy_until:
+            loop.call_later(PACE_SECONDS, self._flush_some)
+        elif crowd:
+            loop.call_soon(self._flush_some)
 
 
 class WebSocket(asyncio.Protocol):
