@@ -7,13 +7,14 @@ Frames are those of AMQP 0-9-1 (sections 2.3.5, 4.2.3 and 4.2.6); pamqp reads an
 
 import asyncio
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import takewhile
 from random import getrandbits
 from typing import Any, Final, SupportsIndex
 
 import pamqp.frame
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.abc import AbstractChannel as RawChannel
 from aiormq.abc import ArgumentsType, DeliveredMessage
 from aiormq.connection import TransportFactory
@@ -51,13 +52,14 @@ class Transport(TransportFactory):
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, for aiormq; raise AMQPConnectionError."""
+        assert url.host is not None
         provider = options.pop("ssl_context_provider")
         context = await provider.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()
         reader = _Reader(self.channels, loop)
         try:
             transport, protocol = await loop.create_connection(
-                lambda: asyncio.StreamReaderProtocol(reader), str(url.host), url.port or 0, ssl=context, **options
+                lambda: asyncio.StreamReaderProtocol(reader), url.host, url.port or 0, ssl=context, **options
             )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
@@ -80,9 +82,13 @@ class Transport(TransportFactory):
 
     def _flush(self) -> None:
         assert self._writer is not None
-        if self._unsent:
-            unsent, self._unsent = self._unsent, bytearray()
-            self._writer.write(unsent)
+        unsent, self._unsent = self._unsent, bytearray()
+        if unsent:
+            try:
+                self._writer.write(unsent)
+            except (OSError, RuntimeError):
+                # uvloop's for a connection that was cut in this very turn; who waits hears of it from aiormq.
+                self._writer.transport.abort()
 
 
 class _Reader(asyncio.StreamReader):
@@ -192,7 +198,8 @@ class PublishingChannel(_Channel):
         super().__init__(transport, raw)
         self._confirms = confirms
         self._published = 0
-        self._unconfirmed: OrderedDict[int, asyncio.Future[None]] = OrderedDict()
+        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
+        """What is awaited, by tags, which ascend."""
         self._ids: dict[str, int] = {}
         """What is awaited by the ids of its messages: one that comes back is known by its id."""
         self._most = (raw.connection.connection_tune.frame_max or _NO_LIMIT) - _AROUND
@@ -202,8 +209,9 @@ class PublishingChannel(_Channel):
     ) -> None:
         """Write a message as soon as there is room and, on a channel with confirms, wait for its own.
 
-        Messages leave in the order in which this was called. Raises ConnectionError or one of aiormq's errors where the
-        channel is gone, DeliveryError where the broker refuses the message, PublishError where it sends it back.
+        Messages leave in the order in which this was called, each with a fresh `message_id`. Raises ConnectionError or one of
+        aiormq's errors where the channel is gone, DeliveryError where the broker refuses the message, PublishError where it
+        sends it back.
         """
         await self._transport.room()
         if self.raw.is_closed:
@@ -233,22 +241,20 @@ class PublishingChannel(_Channel):
     def _takes_method(self, payload: bytes) -> bool:
         name = payload[:4]
         if name == _ACK:
-            self._settle(payload, None)
+            self._settle(payload, refused=False)
         elif name == _NACK:
-            self._settle(payload, DeliveryError(None, Basic.Nack()))
+            self._settle(payload, refused=True)
         elif name == _RETURN:
             self._method = payload
         else:
             return False
         return True
 
-    def _settle(self, payload: bytes, refusal: DeliveryError | None) -> None:
+    def _settle(self, payload: bytes, *, refused: bool) -> None:
         tag, bits = _TAGGED.unpack_from(payload, 4)
-        if not bits & 1:
-            self._tell(tag, refusal)
-            return
-        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= tag:
-            self._tell(first, refusal)
+        settled = takewhile(tag.__ge__, tuple(self._unconfirmed)) if bits & 1 else (tag,)
+        for each in settled:
+            self._tell(each, DeliveryError(None, Basic.Nack()) if refused else None)
 
     def _tell(self, tag: int, refusal: Exception | None) -> None:
         confirmed = self._unconfirmed.pop(tag, None)
@@ -270,10 +276,11 @@ class PublishingChannel(_Channel):
     def _on_closed(self, closing: asyncio.Future[Any]) -> None:
         super()._on_closed(closing)
         error = None if closing.cancelled() else closing.exception()
-        if not isinstance(error, Exception):
-            error = ConnectionError("the connection was lost")
         for tag in tuple(self._unconfirmed):
-            self._tell(tag, error)
+            if isinstance(error, CONNECTION_EXCEPTIONS):
+                self._tell(tag, error)
+            else:
+                self._tell(tag, ConnectionError("the connection was lost"))
 
 
 class Delivered:

@@ -247,11 +247,11 @@ class Consuming(Line):
                     await self._start(consumer)
 
     async def _start(self, consumer: Consumer) -> None:
-        lose = self.lose
+        lose, transport = self.lose, self._transport
         channel = await self.channel()
         # Without this the consumer of a deleted queue would wait for ever; so the queue is declared and consumed again.
         channel.on_consumer_cancel_callbacks.add(lambda frame: lose(f"consumer cancelled by the broker: {frame}"))
-        await consumer.start(ConsumingChannel(self._transport, channel))
+        await consumer.start(ConsumingChannel(transport, channel))
 
     async def _probe(self) -> None:
         """See that consumers get what waits: one may die without a word, and its queue would only grow.

@@ -2,12 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.engine import websockets
 from gateway.engine.departures import Departures
-from gateway.engine.websockets import AT_ONCE, FRAMES, PACE_SECONDS, Malformed, WebSocket, Writes
+from gateway.engine.websockets import AT_ONCE, BUSY_SECONDS, FRAMES, PACE_SECONDS, Malformed, WebSocket, Writes
 
 MAX_BYTES = 300_000
 
@@ -185,7 +188,33 @@ async def test_a_defect_in_one_write_silences_no_other(listener: Listener) -> No
     assert well[-1].written == [b"later"]
 
 
-async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener) -> None:
+class Paced:
+    """The loop, but for time, which passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        self.call_soon = asyncio.get_running_loop().call_soon
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.later.append((seconds, call))
+
+    async def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def loop(monkeypatch: pytest.MonkeyPatch) -> Paced:
+    loop = Paced()
+    monkeypatch.setattr(websockets, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
+    return loop
+
+
+async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(listener: Listener, loop: Paced) -> None:
     """A part of it leaves in a turn, behind what others get; and before what one of the crowd is told afterwards."""
     writes = Writes()
     transports: list[Any] = [Transport() for _ in range(3 * AT_ONCE)]
@@ -196,25 +225,45 @@ async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(lis
 
     for websocket in crowd:
         websocket.write(b"progress ", in_crowd=True)
-    await asyncio.sleep(0)
+    await loop.turn()
     assert reached() == AT_ONCE
 
     crowd[-1].write(b"answer")
     crowd[0].write(b"answer")
-    await asyncio.sleep(0)
+    await loop.turn()
     assert transports[-1].written == [b"progress answer"]
     assert transports[0].written == [b"progress ", b"answer"]
     assert reached() == 2 * AT_ONCE + 1
 
     crowd[1].write(b"again")
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await loop.turn(3)
     assert transports[1].written == [b"progress ", b"again"]
     assert reached() == 2 * AT_ONCE + 1, "while others are told something, the rest waits"
 
-    await asyncio.sleep(1.5 * PACE_SECONDS)
+    [(seconds, go_on)] = loop.later
+    go_on()
+    assert seconds == PACE_SECONDS
     assert reached() == 3 * AT_ONCE
     assert transports[-1].written == [b"progress answer"]
+
+
+async def test_a_crowd_has_its_pace_for_as_long_as_others_may_ask_again(listener: Listener, loop: Paced) -> None:
+    """And the next one is told as the one before."""
+    writes = Writes()
+    transports: list[Any] = [Transport() for _ in range(2 * AT_ONCE)]
+    crowd = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in transports]
+    crowd[0].write(b"answer")
+    await loop.turn()
+
+    for number, (passed, waits) in enumerate([(0.0, True), (0.9 * BUSY_SECONDS, True), (0.2 * BUSY_SECONDS, False)], 1):
+        loop.now += passed
+        for websocket in crowd:
+            websocket.write(b"progress", in_crowd=True)
+        await loop.turn(2)
+        assert bool(loop.later) is waits
+        while loop.later:
+            loop.later.pop()[1]()
+        assert transports[-1].written == [b"progress"] * number
 
 
 @pytest.mark.parametrize(("size", "turns"), [(AT_ONCE, 1), (3 * AT_ONCE, 3), (32 * AT_ONCE, 27)])

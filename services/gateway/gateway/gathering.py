@@ -34,7 +34,7 @@ class Gathering(Generic[T]):
         """Whether those that wait leave at the end of this turn of the loop."""
 
     def put(self, item: T) -> None:
-        """Let something leave at the end of this turn of the loop, or with what comes while others are under way."""
+        """Let something leave at the end of this turn of the loop or the next, or with others, while some are under way."""
         self._unanswered += 1
         self._waiting.append(item)
         if self._leaving:
