@@ -13,7 +13,7 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.heartbeat import Heartbeat
 
-from shared.amqp.channels import Transport, _Reader
+from shared.amqp.channels import ConsumingChannel, Transport, _Reader
 
 _OURS = 3
 _SIGN = Heartbeat().marshal()
@@ -158,3 +158,18 @@ async def test_who_has_waited_for_room_goes_before_who_comes_when_there_is_some(
     await first
     await asyncio.sleep(0)
     assert b"".join(writer.written) == b"ab"
+
+
+async def test_a_channel_that_ends_late_leaves_its_number_to_the_next() -> None:
+    transport = Transport()
+    ends = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    raws: list[Any] = [SimpleNamespace(number=_OURS, closing=end) for end in ends]
+    _, following = [ConsumingChannel(transport, raw) for raw in raws]
+
+    ends[0].set_result(None)
+    await asyncio.sleep(0)
+    assert transport.channels == {_OURS: following}
+
+    ends[1].set_result(None)
+    await asyncio.sleep(0)
+    assert not transport.channels
