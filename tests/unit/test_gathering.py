@@ -192,18 +192,19 @@ def test_what_a_busy_loop_has_not_read_when_time_is_up_leaves_too() -> None:
     async def be_busy() -> list[list[str]]:
         loop = asyncio.get_running_loop()
         left: list[list[str]] = []
-        all_have_left = asyncio.Event()
+        first_have_left, all_have_left = asyncio.Event(), asyncio.Event()
 
         def leave(names: Sequence[str]) -> None:
             left.append(list(names))
-            if len(left) == 2:
-                all_have_left.set()
+            (first_have_left if len(left) == 1 else all_have_left).set()
 
         def read() -> None:
             crowd.put(name := server.recv(1).decode())
             if name == "c":
                 client.send(b"d")
-                time.sleep(2 * RETURN_SECONDS)
+                until = time.monotonic() + 2 * RETURN_SECONDS
+                while time.monotonic() < until:
+                    pass
 
         crowd = Gathering[str](leave)
         client, server = socket.socketpair()
@@ -211,7 +212,7 @@ def test_what_a_busy_loop_has_not_read_when_time_is_up_leaves_too() -> None:
             loop.add_reader(server, read)
             crowd.put("a")
             crowd.put("b")
-            await asyncio.sleep(0.001)
+            await first_have_left.wait()
             crowd.answered(2)
             client.send(b"c")
             await all_have_left.wait()
