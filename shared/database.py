@@ -2,19 +2,19 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import PoolProxiedConnection, QueuePool, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.event import listen
-from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, MissingGreenlet, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.util.concurrency import greenlet_spawn
+from sqlalchemy.util.concurrency import greenlet_spawn, in_greenlet
 
 from shared.errors import StartupFailed, Unavailable
 
@@ -57,10 +57,18 @@ def open_engine(url: str, *, application: str) -> AsyncEngine:
             "timeout": CONNECT_SECONDS,
             "command_timeout": STATEMENT_SECONDS,
             "server_settings": {**_SERVER_SETTINGS, "application_name": application},
+            "async_creator_fn": _connect,
         },
     )
     listen(engine.sync_engine, "handle_error", _condemn_silent)
     return engine
+
+
+def _connect(*where: Any, **options: Any) -> Awaitable[Connection]:
+    """Begin to connect, for SQLAlchemy; raise MissingGreenlet where it could not wait for that (`_lend`)."""
+    if not in_greenlet():
+        raise MissingGreenlet("nobody waits for a connection here")
+    return asyncpg.connect(*where, **options)
 
 
 def _condemn_silent(context: ExceptionContext) -> None:
@@ -122,7 +130,7 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
     a silent connection condemns it. Raises Unavailable as `transaction` does, and else what the driver raises.
     """
     with _passing():
-        lent = await engine.raw_connection()
+        lent = await _lend(engine)
         connection = lent.driver_connection
         assert connection is not None
         try:
@@ -135,7 +143,20 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
             raise
         finally:
             if lent.is_valid:
-                await greenlet_spawn(lent.close)
+                # No transaction was begun: there is nothing to wait for.
+                lent.close()
+
+
+async def _lend(engine: AsyncEngine) -> PoolProxiedConnection:
+    """Take a connection from the pool: where one is idle without a greenlet, whose stack costs system calls and page faults."""
+    pool = engine.sync_engine.pool
+    if isinstance(pool, QueuePool) and pool.checkedin():
+        try:
+            return pool.connect()
+        except MissingGreenlet:
+            # It was condemned with another, and is made anew.
+            pass
+    return await engine.raw_connection()
 
 
 class Statement:

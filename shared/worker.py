@@ -93,26 +93,37 @@ class Worker:
         self._handlers = handlers
         self._publish = publish
         self._clock = clock
-        self._stopping = asyncio.Event()
+        self._stopping = False
+        self._taking: asyncio.Task[Any] | None = None
+        """What `run` runs in, while it only waits for what comes."""
 
     def stop(self) -> None:
         """Let `run` return after the batch in hand."""
-        self._stopping.set()
+        self._stopping = True
+        if self._taking is not None:
+            self._taking.cancel()
 
     async def run(self) -> None:
         """Take, handle, acknowledge, until stopped."""
         inbox = self._bus.inbox(self._queue)
-        stopping = asyncio.create_task(self._stopping.wait())
+        while not self._stopping:
+            await self._handle(inbox, await self._take(inbox))
+            # A batch costs more than what is in it, so what came while this one was done is read before the next begins.
+            await asyncio.sleep(0)
+
+    async def _take(self, inbox: Inbox) -> list[Delivery]:
+        """Take what has come; nothing once stopped."""
+        task = self._taking = asyncio.current_task()
+        assert task is not None
         try:
-            while not self._stopping.is_set():
-                taking = asyncio.create_task(inbox.take(_DELIVERIES_AT_ONCE))
-                await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not taking.done():
-                    taking.cancel()
-                    break
-                await self._handle(inbox, taking.result())
+            return await inbox.take(_DELIVERIES_AT_ONCE)
+        except asyncio.CancelledError:
+            # Unless somebody else wants it to end, too.
+            if not self._stopping or task.uncancel():
+                raise
+            return []
         finally:
-            stopping.cancel()
+            self._taking = None
 
     async def _handle(self, inbox: Inbox, deliveries: Sequence[Delivery]) -> None:
         """Handle everything in these deliveries and end each of them, last of all.
@@ -210,10 +221,10 @@ class Worker:
                 await asyncio.sleep(_PAUSE_SECONDS[-1])
 
     async def _tell(self, outcome: Outcome) -> None:
-        """Begin to publish, and answer."""
+        """Answer, and begin to publish: in this order, since somebody waits for the answer."""
         answers = [(to.queue, encode_answer(to.correlation_id, result)) for to, result in outcome.answers]
-        await self._publish(outcome.events)
         await self._bus.answer(answers)
+        await self._publish(outcome.events)
 
 
 @asynccontextmanager

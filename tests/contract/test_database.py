@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
+import greenlet  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import database
-from shared.database import Statement, driver, open_engine, transaction
+from shared.database import Connection, Statement, driver, open_engine, transaction
 from shared.errors import Unavailable
 from tests.proxy import Proxy
 
@@ -56,6 +57,45 @@ async def test_connections_gone_silent_cost_one_wait_together(
         assert time.monotonic() - began < SILENCE_SECONDS + CLEARED_AWAY_SECONDS + MARGIN_SECONDS
     finally:
         await proxy.end()
+        await engine.dispose()
+
+
+async def test_an_idle_connection_is_lent_and_given_back_without_a_greenlet(postgres_url: str) -> None:
+    """Each has a stack of its own, mapped and unmapped: more than all else that lending takes."""
+    engine = open_engine(postgres_url, application="test")
+    switched: list[str] = []
+    try:
+        await ask_the_driver(engine)
+        before = greenlet.settrace(lambda event, _: switched.append(event))
+        try:
+            await ask_the_driver(engine)
+            assert not switched
+            await ask(engine)
+            assert switched
+        finally:
+            greenlet.settrace(before)
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_connection_condemned_with_another_is_made_anew_when_it_is_to_be_lent(postgres_url: str) -> None:
+    engine = open_engine(postgres_url, application="test")
+
+    async def pid_of(connection: Connection) -> int:
+        return int(await connection.fetchval("SELECT pg_backend_pid()"))
+
+    try:
+        async with driver(engine) as first, driver(engine) as second:
+            pids = {await pid_of(first), await pid_of(second)}
+        with pytest.raises(Unavailable):
+            async with driver(engine):
+                raise TimeoutError
+
+        async with driver(engine) as first, driver(engine) as second:
+            assert pids.isdisjoint({await pid_of(first), await pid_of(second)})
+        assert "Current Checked out connections: 0" in engine.pool.status()
+    finally:
         await engine.dispose()
 
 

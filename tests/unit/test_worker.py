@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from shared.clock import utc_now
-from shared.errors import Unavailable
+from shared.errors import Refused, Unavailable
 from shared.memory_bus import MemoryBroker, MemoryBus, _Message
 from shared.messages import (
     ATTENDANCE_COMMANDS,
@@ -28,6 +28,7 @@ from shared.outbox import OutboxRow, outgoing
 from shared.worker import Outcome, Worker, working
 from tests.contract.bus_talk import send_once
 from tests.contract.room_events import a_close
+from tests.contract.room_talk import until
 
 
 def a_join(student_id: str, *, seconds: float = 30) -> JoinRoll:
@@ -170,6 +171,102 @@ async def test_an_event_that_cannot_be_read_is_parked(body: bytes) -> None:
     async with working([Worker(MemoryBus(broker), ATTENDANCE_EVENTS, {}, publish, utc_now)]), asyncio.timeout(5):
         await broker.queues[ATTENDANCE_EVENTS].put(_Message(body))
     assert [parked.body for parked in broker.parked] == [body]
+
+
+async def test_what_came_while_a_batch_was_done_is_one_batch() -> None:
+    """Also what is only to be read: a batch costs more than what is in it."""
+    desk = Desk()
+    queue = desk.broker.queues[ATTENDANCE_COMMANDS]
+
+    def brings(students: Sequence[str]) -> None:
+        if students == ["ann"]:
+            queue.bring([_Message(b"[%b]" % encode(a_join("ben")))])
+            asyncio.get_running_loop().call_soon(queue.bring, [last])
+
+    last = _Message(b"[%b]" % encode(a_join("joe")))
+    done = last.outcome()
+    async with desk.served(brings), asyncio.timeout(5):
+        await desk.send(a_join("ann"))
+        await done
+    assert desk.handled == [["ann"], ["ben", "joe"]]
+
+
+async def test_whoever_asked_is_answered_before_others_are_told() -> None:
+    """They wait; what the events take would be on top."""
+    order: list[str] = []
+
+    class Bus(MemoryBus):
+        async def answer(self, answers: Sequence[tuple[str, bytes]]) -> None:
+            order.append("answers")
+            await super().answer(answers)
+
+    async def join(_: Sequence[JoinRoll]) -> Outcome:
+        return Outcome(answers=[(ReplyTo("gateway", "1"), Refused("invalid"))], events=[outgoing(a_close(2), ["live"])])
+
+    async def publish(rows: Sequence[OutboxRow]) -> None:
+        order.extend(row.event.type for row in rows)
+
+    desk = Desk()
+    async with working([Worker(Bus(desk.broker), ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)]):
+        async with asyncio.timeout(5):
+            await send_once(desk.bus, ATTENDANCE_COMMANDS, encode(a_join("ann")))
+    assert order == ["answers", "rollcall.roll.closed.v1"]
+
+
+async def test_a_worker_that_waits_stops_at_once_and_leaves_what_comes_in_that_moment() -> None:
+    desk = Desk()
+    queue = desk.broker.queues[ATTENDANCE_COMMANDS]
+
+    async def never(_: Sequence[JoinRoll]) -> Outcome:
+        raise AssertionError
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: never}, publish, utc_now)
+    async with asyncio.timeout(5):
+        running = asyncio.create_task(worker.run())
+        await until(lambda: worker._taking is not None)
+        queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
+        worker.stop()
+        await running
+        assert len(await MemoryBus(desk.broker).inbox(ATTENDANCE_COMMANDS).take(9)) == 1
+
+
+async def test_a_worker_told_to_stop_between_two_batches_begins_no_other() -> None:
+    desk = Desk()
+    queue = desk.broker.queues[ATTENDANCE_COMMANDS]
+
+    async def join(_: Sequence[JoinRoll]) -> Outcome:
+        asyncio.get_running_loop().call_soon(worker.stop)
+        return Outcome()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)
+    queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
+    async with asyncio.timeout(5):
+        await worker.run()
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_worker_that_somebody_else_cancels_says_so_though_it_may_be_stopped_too(stopped: bool) -> None:
+    """Who cancels it counts on that."""
+    desk = Desk()
+
+    async def publish(_: Sequence[OutboxRow]) -> None:
+        """Nothing leaves."""
+
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {}, publish, utc_now)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker._taking is not None)
+    if stopped:
+        worker.stop()
+    running.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait({running})
+    assert running.cancelled()
 
 
 async def test_a_defect_of_the_worker_strands_nothing() -> None:
