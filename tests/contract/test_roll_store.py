@@ -7,11 +7,12 @@ import pytest
 from msgspec import Raw, json
 from msgspec.structs import replace
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from attendance_service.__main__ import serve
-from attendance_service.live import LiveRolls
+from attendance_service.live import HEAD_TTL_SECONDS, LiveRolls
 from attendance_service.store import columns, snapshots, units
 from attendance_service.store.attempts import Attempts
 from shared.bus import OutgoingEvent
@@ -233,24 +234,51 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         assert not [line for line in plan if "Seq Scan" in line], "\n".join([statement.text, *plan])
 
 
+async def heard(live: PubSub, count: int) -> list[tuple[str, bytes]]:
+    """Wait for so many messages; list their channels and what was said."""
+    messages: list[tuple[str, bytes]] = []
+    async with asyncio.timeout(10):
+        while len(messages) < count:
+            message = await live.get_message(timeout=5)
+            if message is not None and message["type"] == "message":
+                messages.append((message["channel"].decode(), message["data"]))
+    return messages
+
+
+def said(session_id: str, seq: int, *channels: str) -> OutboxRow:
+    return OutboxRow(OutgoingEvent(f"roll:{session_id}:{seq}", "roll.changed", b"%d" % seq), channels)
+
+
+async def test_all_of_a_batch_is_told_in_order_on_each_of_its_channels_and_heads_only_move_forward(redis_url: str) -> None:
+    redis, names = Redis.from_url(redis_url), Names("test_roll_store_live")
+    live, rolls = redis.pubsub(), LiveRolls(redis, names)
+    await live.subscribe("a", "b", "c")
+    try:
+        await rolls.broadcast([said("5e55", 2, "a"), said("0ther", 7, "b", "c"), said("5e55", 3, "a", "b"), said("m1ne", 4)])
+        await rolls.broadcast([said("5e55", 2, "a")])
+
+        told = [("a", b"2"), ("b", b"7"), ("c", b"7"), ("a", b"3"), ("b", b"3"), ("a", b"2")]
+        assert await heard(live, len(told)) == told
+        heads = [await redis.hget(names.roll_head(session_id), "seq") for session_id in ("5e55", "0ther", "m1ne")]
+        assert heads == [b"3", b"7", b"4"]
+        assert 0 < await redis.ttl(names.roll_head("m1ne")) <= HEAD_TTL_SECONDS
+    finally:
+        await live.aclose()  # type: ignore[no-untyped-call]
+        await redis.aclose()
+
+
 async def test_a_redis_that_takes_no_writes_still_tells_who_listens(redis_url: str) -> None:
     redis, names = Redis.from_url(redis_url), Names("test_roll_store_full")
-    live, channel = redis.pubsub(), names.roll_channel("5e55")
-    await live.subscribe(channel)
+    live, rolls = redis.pubsub(), LiveRolls(redis, names)
+    await live.subscribe("full")
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(Unavailable):
-            await LiveRolls(redis, names).broadcast(
-                [OutboxRow(OutgoingEvent("roll:5e55:2", "roll.changed", b"said"), (channel,))]
-            )
+            await rolls.broadcast([said("5e55", 2, "full"), said("0ther", 7, "full")])
     finally:
         await redis.config_set("maxmemory", 0)
 
-    async with asyncio.timeout(10):
-        heard = await live.get_message(timeout=5)
-        while heard is None or heard["type"] != "message":
-            heard = await live.get_message(timeout=5)
-    assert heard["data"] == b"said"
+    assert await heard(live, 2) == [("full", b"2"), ("full", b"7")]
     await live.aclose()  # type: ignore[no-untyped-call]
     await redis.aclose()
 

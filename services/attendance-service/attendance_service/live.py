@@ -12,12 +12,22 @@ from shared.live import AWAY, Names
 from shared.outbox import OutboxRow
 
 HEAD_TTL_SECONDS = 24 * 3600
-# Published first: a Redis that is full still does that. Two replicas may publish out of order: a head only ever moves forward.
+# Of each head: its number, what is said, on how many channels, and these. Published first, all of it: a Redis that is full
+# still does that. Two replicas may publish out of order: a head only ever moves forward.
 _PUBLISH_AND_MOVE = """
-for channel = 4, #ARGV do redis.call('PUBLISH', ARGV[channel], ARGV[3]) end
-local known = tonumber(redis.call('HGET', KEYS[1], 'seq') or '0')
-if known < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'seq', ARGV[1]) end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
+local at = 2
+for _ = 1, #KEYS do
+    local last = at + 2 + tonumber(ARGV[at + 2])
+    for channel = at + 3, last do redis.call('PUBLISH', ARGV[channel], ARGV[at + 1]) end
+    at = last + 1
+end
+at = 2
+for _, head in ipairs(KEYS) do
+    local known = tonumber(redis.call('HGET', head, 'seq') or '0')
+    if known < tonumber(ARGV[at]) then redis.call('HSET', head, 'seq', ARGV[at]) end
+    redis.call('EXPIRE', head, ARGV[1])
+    at = at + 3 + tonumber(ARGV[at + 2])
+end
 """
 
 
@@ -29,13 +39,14 @@ class LiveRolls:
         self._names = names
 
     async def broadcast(self, rows: Sequence[OutboxRow]) -> None:
-        """Publish the rows on their channels and move the heads, in one round trip; raise Unavailable without Redis."""
-        pipeline = self._redis.pipeline(transaction=False)
+        """Publish the rows on their channels and move the heads, in one command; raise Unavailable without Redis."""
+        heads: list[str] = []
+        told: list[str | int | bytes] = [HEAD_TTL_SECONDS]
         for row in rows:
             session_id, _, seq = row.event.id.removeprefix("roll:").rpartition(":")
-            head = self._names.roll_head(session_id)
-            pipeline.eval(_PUBLISH_AND_MOVE, 1, head, seq, HEAD_TTL_SECONDS, row.event.body, *row.channels)
+            heads.append(self._names.roll_head(session_id))
+            told += (seq, row.event.body, len(row.channels), *row.channels)
         try:
-            await pipeline.execute()
+            await self._redis.eval(_PUBLISH_AND_MOVE, len(heads), *heads, *told)
         except AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
