@@ -43,11 +43,12 @@ def open_engine(url: str, *, application: str) -> AsyncEngine:
     """Make an engine for a `postgresql://` URL; connects on first use.
 
     One connection that stays silent for `STATEMENT_SECONDS` condemns those in the pool with it: they lead the same way, and
-    would each cost somebody as long. Last in, first out, because clearing away a silent one takes another 2 s.
+    would each cost somebody as long. Last in, first out, because a transaction clears a silent one away for another 2 s.
     """
     engine = create_async_engine(
         url.replace("postgresql://", "postgresql+asyncpg://", 1),
         pool_size=POOL_SIZE,
+        # Nor could a connection beyond the pool's be closed where it is given back (`driver`).
         max_overflow=0,
         # Its errors quote what was to be written, otherwise: names, remarks.
         hide_parameters=True,
@@ -143,14 +144,15 @@ async def driver(engine: AsyncEngine) -> AsyncIterator[Connection]:
             raise
         finally:
             if lent.is_valid:
-                # No transaction was begun: there is nothing to wait for.
+                # There is nothing to wait for: no transaction was begun, and the pool never overflows.
                 lent.close()
 
 
 async def _lend(engine: AsyncEngine) -> PoolProxiedConnection:
-    """Take a connection from the pool: where one is idle without a greenlet, whose stack costs system calls and page faults."""
+    """Take a connection from the pool: an idle one without a greenlet, whose stack costs system calls and page faults."""
     pool = engine.sync_engine.pool
-    if isinstance(pool, QueuePool) and pool.checkedin():
+    assert isinstance(pool, QueuePool)
+    if pool.checkedin():
         try:
             return pool.connect()
         except MissingGreenlet:

@@ -106,6 +106,8 @@ class _Line:
             await asyncio.wait({self._carrying})
 
     async def _carry_all(self) -> None:
+        # Whoever is answered in this turn of the loop waits for that, and goes first.
+        await asyncio.sleep(0)
         try:
             while self._waiting:
                 self._carried, self._waiting = self._waiting, []
@@ -180,7 +182,8 @@ class Outbox:
     async def publish(self, rows: Sequence[OutboxRow]) -> None:
         """Begin to send what was committed; never raises. What the broker does not take is left to the sweep.
 
-        Nobody who handles a batch waits for it, unless the broker is too slow by thousands.
+        It leaves behind what this turn of the loop answers. Nobody who handles a batch waits for it, unless the broker is too
+        slow by thousands.
         """
         if self._to_live.full:
             # By the newest whoever listens notices that older ones are missing.

@@ -99,9 +99,9 @@ class Worker:
 
     def stop(self) -> None:
         """Let `run` return after the batch in hand."""
-        self._stopping = True
-        if self._taking is not None:
+        if self._taking is not None and not self._stopping:
             self._taking.cancel()
+        self._stopping = True
 
     async def run(self) -> None:
         """Take, handle, acknowledge, until stopped."""
@@ -118,7 +118,7 @@ class Worker:
         try:
             return await inbox.take(_DELIVERIES_AT_ONCE)
         except asyncio.CancelledError:
-            # Unless somebody else wants it to end, too.
+            # By `stop`, or by somebody else, who is to hear of it.
             if not self._stopping or task.uncancel():
                 raise
             return []
@@ -221,10 +221,10 @@ class Worker:
                 await asyncio.sleep(_PAUSE_SECONDS[-1])
 
     async def _tell(self, outcome: Outcome) -> None:
-        """Answer, and begin to publish: in this order, since somebody waits for the answer."""
+        """Begin to publish, and answer; what is published leaves behind the answers (`Outbox.publish`)."""
         answers = [(to.queue, encode_answer(to.correlation_id, result)) for to, result in outcome.answers]
-        await self._bus.answer(answers)
         await self._publish(outcome.events)
+        await self._bus.answer(answers)
 
 
 @asynccontextmanager

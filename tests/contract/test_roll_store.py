@@ -234,6 +234,15 @@ async def test_the_hot_statements_use_an_index_also_on_tables_freshly_filled(rol
         assert not [line for line in plan if "Seq Scan" in line], "\n".join([statement.text, *plan])
 
 
+async def subscribed(live: PubSub, *channels: str) -> None:
+    """Subscribe to channels, and wait until that is confirmed."""
+    await live.subscribe(*channels)
+    async with asyncio.timeout(10):
+        for _ in channels:
+            while await live.get_message(timeout=5) is None:
+                continue
+
+
 async def heard(live: PubSub, count: int) -> list[tuple[str, bytes]]:
     """Wait for so many messages; list their channels and what was said."""
     messages: list[tuple[str, bytes]] = []
@@ -246,18 +255,19 @@ async def heard(live: PubSub, count: int) -> list[tuple[str, bytes]]:
 
 
 def said(session_id: str, seq: int, *channels: str) -> OutboxRow:
-    return OutboxRow(OutgoingEvent(f"roll:{session_id}:{seq}", "roll.changed", b"%d" % seq), channels)
+    names = tuple(f"live {channel}" for channel in channels)
+    return OutboxRow(OutgoingEvent(f"roll:{session_id}:{seq}", "roll.changed", b"%d" % seq), names)
 
 
 async def test_all_of_a_batch_is_told_in_order_on_each_of_its_channels_and_heads_only_move_forward(redis_url: str) -> None:
     redis, names = Redis.from_url(redis_url), Names("test_roll_store_live")
     live, rolls = redis.pubsub(), LiveRolls(redis, names)
-    await live.subscribe("a", "b", "c")
+    await subscribed(live, "live a", "live b", "live c")
     try:
         await rolls.broadcast([said("5e55", 2, "a"), said("0ther", 7, "b", "c"), said("5e55", 3, "a", "b"), said("m1ne", 4)])
         await rolls.broadcast([said("5e55", 2, "a")])
 
-        told = [("a", b"2"), ("b", b"7"), ("c", b"7"), ("a", b"3"), ("b", b"3"), ("a", b"2")]
+        told = [("live a", b"2"), ("live b", b"7"), ("live c", b"7"), ("live a", b"3"), ("live b", b"3"), ("live a", b"2")]
         assert await heard(live, len(told)) == told
         heads = [await redis.hget(names.roll_head(session_id), "seq") for session_id in ("5e55", "0ther", "m1ne")]
         assert heads == [b"3", b"7", b"4"]
@@ -270,7 +280,7 @@ async def test_all_of_a_batch_is_told_in_order_on_each_of_its_channels_and_heads
 async def test_a_redis_that_takes_no_writes_still_tells_who_listens(redis_url: str) -> None:
     redis, names = Redis.from_url(redis_url), Names("test_roll_store_full")
     live, rolls = redis.pubsub(), LiveRolls(redis, names)
-    await live.subscribe("full")
+    await subscribed(live, "live full")
     await redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(Unavailable):
@@ -278,7 +288,7 @@ async def test_a_redis_that_takes_no_writes_still_tells_who_listens(redis_url: s
     finally:
         await redis.config_set("maxmemory", 0)
 
-    assert await heard(live, 2) == [("full", b"2"), ("full", b"7")]
+    assert await heard(live, 2) == [("live full", b"2"), ("live full", b"7")]
     await live.aclose()  # type: ignore[no-untyped-call]
     await redis.aclose()
 

@@ -11,6 +11,7 @@ from shared.errors import Unavailable
 from shared.memory_bus import MemoryBus
 from shared.outbox import Outbox, OutboxRow, outgoing
 from tests.contract.room_events import a_close, a_join
+from tests.contract.room_talk import until
 
 
 async def test_what_redis_did_not_take_is_told_when_it_is_back_and_once() -> None:
@@ -34,6 +35,25 @@ async def test_what_redis_did_not_take_is_told_when_it_is_back_and_once() -> Non
     await outbox.tell_unheard()
 
     assert heard == ["roll:5e55:2", "roll:5e55:3"]
+
+
+async def test_what_is_to_be_published_leaves_behind_what_is_answered_in_the_same_turn_of_the_loop() -> None:
+    """Somebody waits for the answer."""
+    order: list[str] = []
+
+    async def broadcast(rows: Sequence[OutboxRow]) -> None:
+        order.append("told")
+
+    class Bus(MemoryBus):
+        async def publish(self, events: Sequence[OutgoingEvent]) -> None:
+            order.append("published")
+
+    outbox = Outbox("attendance", Bus(), broadcast)
+    await outbox.publish([told(1)])
+    # As what is written to the broker is, at the end of the turn.
+    asyncio.get_running_loop().call_soon(order.append, "answered")
+    await outbox.settled()
+    assert order == ["answered", "told", "published"]
 
 
 def told(number: int) -> OutboxRow:
@@ -91,7 +111,9 @@ async def nobody(_: Sequence[OutboxRow]) -> None:
 async def test_nobody_waits_for_events_and_what_gathers_behind_one_leaves_together_in_order() -> None:
     bus = SlowBus()
     outbox = Outbox("attendance", bus, nobody)
-    for seq in range(5):
+    await outbox.publish([told(0)])
+    await until(lambda: bus.taken == [["0"]])
+    for seq in range(1, 5):
         await outbox.publish([told(seq)])
         await asyncio.sleep(0)
     assert bus.taken == [["0"]]
@@ -120,16 +142,18 @@ async def test_where_thousands_wait_for_the_broker_whoever_adds_to_them_waits_to
 async def test_of_what_a_slow_redis_lets_wait_the_newest_is_remembered_and_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outboxes, "_WAITING_ROWS", 2)
     heard: list[str] = []
-    thawed = asyncio.Event()
+    frozen, thawed = asyncio.Event(), asyncio.Event()
 
     async def broadcast(rows: Sequence[OutboxRow]) -> None:
+        frozen.set()
         await thawed.wait()
         heard.extend(row.event.id for row in rows)
 
     outbox = Outbox("attendance", MemoryBus(), broadcast)
-    for seq in range(6):
+    await outbox.publish([told(0)])
+    await frozen.wait()
+    for seq in range(1, 6):
         await outbox.publish([told(seq)])
-        await asyncio.sleep(0)
     thawed.set()
     await outbox.settled()
     assert heard == ["0", "1", "2", "3"]

@@ -247,6 +247,24 @@ async def test_what_goes_to_a_crowd_holds_up_nobody_else_and_keeps_its_place(lis
     assert transports[-1].written == [b"progress answer"]
 
 
+async def test_where_a_turn_tells_hundreds_the_first_are_written_to_before_the_last_are_told(
+    listener: Listener, loop: Paced
+) -> None:
+    """So that they can ask again meanwhile."""
+    writes = Writes()
+    transports: list[Any] = [Transport() for _ in range(2 * AT_ONCE + 1)]
+    told = [WebSocket(each, listener, Departures(), writes, max_bytes=MAX_BYTES) for each in transports]
+    for websocket in told:
+        websocket.write(b"event ")
+        websocket.write(b"answer")
+    told[0].write(b"again")
+    assert [transport.written for transport in transports] == [[b"event answer"]] * 2 * AT_ONCE + [[]]
+
+    await loop.turn()
+    assert transports[0].written == [b"event answer", b"again"]
+    assert transports[-1].written == [b"event answer"]
+
+
 async def test_a_crowd_has_its_pace_for_as_long_as_others_may_ask_again(listener: Listener, loop: Paced) -> None:
     """And the next one is told as the one before."""
     writes = Writes()

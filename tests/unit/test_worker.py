@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from shared.clock import utc_now
-from shared.errors import Refused, Unavailable
+from shared.errors import Unavailable
 from shared.memory_bus import MemoryBroker, MemoryBus, _Message
 from shared.messages import (
     ATTENDANCE_COMMANDS,
@@ -73,10 +73,7 @@ class Desk:
                 outcome.answer(command.reply_to, result)
             return outcome
 
-        async def publish(_: Sequence[OutboxRow]) -> None:
-            """Nothing leaves."""
-
-        worker = Worker(MemoryBus(self.broker), ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)
+        worker = Worker(MemoryBus(self.broker), ATTENDANCE_COMMANDS, {JoinRoll: join}, nothing_leaves, utc_now)
         async with working([worker]):
             yield
 
@@ -100,6 +97,10 @@ def nothing(_: Sequence[str]) -> None:
     """Spoil nothing."""
 
 
+async def nothing_leaves(_: Sequence[OutboxRow]) -> None:
+    """Publish nothing."""
+
+
 @pytest.mark.parametrize("redelivered", [True, False])
 async def test_a_command_says_whether_its_caller_may_have_been_answered_already(redelivered: bool) -> None:
     """Where its message has been delivered before; a command that nobody waits for was answered to nobody."""
@@ -109,13 +110,10 @@ async def test_a_command_says_whether_its_caller_may_have_been_answered_already(
         said.update({command.actor.id: command.redelivered for command in commands})
         return Outcome()
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
     asked = replace(a_join("ann"), reply_to=ReplyTo("gateway", "1"))
     message = _Message(b"[%b,%b]" % (encode(asked), encode(a_join("ben"))))
     message.redelivered = redelivered
-    async with working([Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)]), asyncio.timeout(5):
+    async with working([Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, nothing_leaves, utc_now)]), asyncio.timeout(5):
         await desk.broker.queues[ATTENDANCE_COMMANDS].put(message)
 
     assert said == {"ann": redelivered, "ben": False}
@@ -165,10 +163,7 @@ async def test_what_cannot_even_be_taken_apart_is_parked_and_the_worker_goes_on(
 async def test_an_event_that_cannot_be_read_is_parked(body: bytes) -> None:
     broker = MemoryBroker()
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
-    async with working([Worker(MemoryBus(broker), ATTENDANCE_EVENTS, {}, publish, utc_now)]), asyncio.timeout(5):
+    async with working([Worker(MemoryBus(broker), ATTENDANCE_EVENTS, {}, nothing_leaves, utc_now)]), asyncio.timeout(5):
         await broker.queues[ATTENDANCE_EVENTS].put(_Message(body))
     assert [parked.body for parked in broker.parked] == [body]
 
@@ -191,28 +186,6 @@ async def test_what_came_while_a_batch_was_done_is_one_batch() -> None:
     assert desk.handled == [["ann"], ["ben", "joe"]]
 
 
-async def test_whoever_asked_is_answered_before_others_are_told() -> None:
-    """They wait; what the events take would be on top."""
-    order: list[str] = []
-
-    class Bus(MemoryBus):
-        async def answer(self, answers: Sequence[tuple[str, bytes]]) -> None:
-            order.append("answers")
-            await super().answer(answers)
-
-    async def join(_: Sequence[JoinRoll]) -> Outcome:
-        return Outcome(answers=[(ReplyTo("gateway", "1"), Refused("invalid"))], events=[outgoing(a_close(2), ["live"])])
-
-    async def publish(rows: Sequence[OutboxRow]) -> None:
-        order.extend(row.event.type for row in rows)
-
-    desk = Desk()
-    async with working([Worker(Bus(desk.broker), ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)]):
-        async with asyncio.timeout(5):
-            await send_once(desk.bus, ATTENDANCE_COMMANDS, encode(a_join("ann")))
-    assert order == ["answers", "rollcall.roll.closed.v1"]
-
-
 async def test_a_worker_that_waits_stops_at_once_and_leaves_what_comes_in_that_moment() -> None:
     desk = Desk()
     queue = desk.broker.queues[ATTENDANCE_COMMANDS]
@@ -220,14 +193,12 @@ async def test_a_worker_that_waits_stops_at_once_and_leaves_what_comes_in_that_m
     async def never(_: Sequence[JoinRoll]) -> Outcome:
         raise AssertionError
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
-    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: never}, publish, utc_now)
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: never}, nothing_leaves, utc_now)
     async with asyncio.timeout(5):
         running = asyncio.create_task(worker.run())
         await until(lambda: worker._taking is not None)
         queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
+        worker.stop()
         worker.stop()
         await running
         assert len(await MemoryBus(desk.broker).inbox(ATTENDANCE_COMMANDS).take(9)) == 1
@@ -237,17 +208,17 @@ async def test_a_worker_told_to_stop_between_two_batches_begins_no_other() -> No
     desk = Desk()
     queue = desk.broker.queues[ATTENDANCE_COMMANDS]
 
-    async def join(_: Sequence[JoinRoll]) -> Outcome:
+    async def join(commands: Sequence[JoinRoll]) -> Outcome:
         asyncio.get_running_loop().call_soon(worker.stop)
+        queue.bring([_Message(b"[%b]" % encode(a_join("ben")))])
+        desk.handled.append([command.actor.id for command in commands])
         return Outcome()
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
-    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, publish, utc_now)
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, nothing_leaves, utc_now)
     queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
     async with asyncio.timeout(5):
         await worker.run()
+    assert desk.handled == [["ann"]]
 
 
 @pytest.mark.parametrize("stopped", [True, False])
@@ -255,10 +226,7 @@ async def test_a_worker_that_somebody_else_cancels_says_so_though_it_may_be_stop
     """Who cancels it counts on that."""
     desk = Desk()
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
-    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {}, publish, utc_now)
+    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {}, nothing_leaves, utc_now)
     running = asyncio.create_task(worker.run())
     await until(lambda: worker._taking is not None)
     if stopped:
@@ -321,9 +289,6 @@ async def test_what_is_done_alone_is_each_in_time_or_not_done_and_keeps_nobody_w
             late.append(timedelta(seconds=31))
         return Outcome()
 
-    async def publish(_: Sequence[OutboxRow]) -> None:
-        """Nothing leaves."""
-
     def clock() -> datetime:
         return now + sum(late, timedelta())
 
@@ -341,7 +306,7 @@ async def test_what_is_done_alone_is_each_in_time_or_not_done_and_keeps_nobody_w
     ]
     joins = [replace(a_join(name), deadline=now + timedelta(seconds=30)) for name in ("ann", "ben")]
     body = b",".join(map(encode, (bulks[0], joins[0], bulks[1], joins[1], bulks[2])))
-    worker = Worker(MemoryBus(broker), ATTENDANCE_COMMANDS, {JoinRoll: note, MarkRecords: note}, publish, clock)
+    worker = Worker(MemoryBus(broker), ATTENDANCE_COMMANDS, {JoinRoll: note, MarkRecords: note}, nothing_leaves, clock)
     async with working([worker]):
         await send_once(MemoryBus(broker), ATTENDANCE_COMMANDS, body)
     assert handled == [("c-ann", "c-ben"), ("first",), ("patient",)]

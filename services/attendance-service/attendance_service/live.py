@@ -12,7 +12,7 @@ from shared.live import AWAY, Names
 from shared.outbox import OutboxRow
 
 HEAD_TTL_SECONDS = 24 * 3600
-# Of each head: its number, what is said, on how many channels, and these. Published first, all of it: a Redis that is full
+# Of each row: its number, what is said, on how many channels, and these. Published first, all of it: a Redis that is full
 # still does that. Two replicas may publish out of order: a head only ever moves forward.
 _PUBLISH_AND_MOVE = """
 local at = 2

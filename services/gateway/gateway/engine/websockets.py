@@ -27,7 +27,7 @@ FRAMES: Final = 1000
 """How many frames that are no whole message a client may send at once: pings, pongs and fragments."""
 FRAMES_PER_SECOND: Final = 50
 AT_ONCE: Final = 64
-"""To how many of a crowd is written in one turn: half a millisecond; of a large one to a sixteenth."""
+"""To how many is written at once, half a millisecond: of a crowd in one turn, but of a large one to a sixteenth."""
 PACE_SECONDS: Final = 0.002
 """How long the rest of a crowd waits then, while others are told something."""
 BUSY_SECONDS: Final = 0.02
@@ -66,8 +66,9 @@ class Listener(Protocol):
 class Writes:
     """What is written in one turn of the loop leaves at its end, in one system call for each websocket. One for a server.
 
-    What goes to a crowd leaves behind everything else, a part of it in each turn; and where others are told something, at a
-    pace that leaves them, and the servers they need, most of the time (docs/decisions/0027).
+    Where a turn writes to hundreds they leave by 64, so that the first can ask again while others are told. What goes to a
+    crowd leaves behind everything else, a part of it in each turn; and where others are told something, at a pace that leaves
+    them, and the servers they need, most of the time (docs/decisions/0027).
     """
 
     def __init__(self) -> None:
@@ -77,8 +78,10 @@ class Writes:
         self._busy_until = 0.0
 
     def add(self, websocket: "WebSocket", *, in_crowd: bool) -> None:
-        """Have a websocket flushed at the end of this turn, or in one of the next as one of a crowd."""
+        """Have a websocket flushed by the end of this turn, or in one of the next as one of a crowd."""
         if not in_crowd:
+            if len(self._due) == AT_ONCE:
+                self._flush_due()
             self._due.append(websocket)
             if not self._under_way:
                 self._under_way = True
@@ -91,6 +94,9 @@ class Writes:
 
     def _flush(self) -> None:
         self._under_way = False
+        self._flush_due()
+
+    def _flush_due(self) -> None:
         due, self._due = self._due, []
         for websocket in due:
             websocket.flush()
