@@ -239,11 +239,12 @@ async def test_who_joins_again_after_the_end_does_not_hear_of_it_again(
 async def test_a_sync_asks_once_and_lets_in_after_its_answer(gateway: Gateway, world: World) -> None:
     """Whether the caller has joined comes with it, also where nothing has changed since and their record is not told."""
     gateway.services.joined.add("s2")
-    await world.a_listener()
+    listener, _ = await world.a_listener()
     ear = await gateway.a_caller()
 
     async def meanwhile() -> None:
         await world.commit(a_mark(2, "s2"))
+        await until(lambda: listener.progress == [2])
 
     gateway.services.meanwhile = meanwhile
     answer = await gateway.ask(ear, "syncAttendanceSession", **ABOUT, since_seq=2)
