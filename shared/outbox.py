@@ -106,9 +106,9 @@ class _Line:
             await asyncio.wait({self._carrying})
 
     async def _carry_all(self) -> None:
-        # Whoever is answered in this turn of the loop waits for that, and goes first.
-        await asyncio.sleep(0)
         try:
+            # Whoever is answered in this turn of the loop waits for that, and goes first.
+            await asyncio.sleep(0)
             while self._waiting:
                 self._carried, self._waiting = self._waiting, []
                 self._fewer.set()

@@ -222,6 +222,10 @@ def dies_between_commit_and_answer(trouble: Trouble) -> AbstractContextManager[s
     return _dies(trouble, "between commit and answer")
 
 
+def dies_between_answer_and_event(trouble: Trouble) -> AbstractContextManager[str]:
+    return _dies(trouble, "between answer and event")
+
+
 # Networks
 
 
@@ -284,7 +288,7 @@ def queue_poisoned(trouble: Trouble) -> Iterator[str]:
     yield trouble.poisoner.poison(trouble.chance)
 
 
-assert len(dying.POINTS) == 3, "each point to die at is a fault here"
+assert len(dying.POINTS) == 4, "each point to die at is a fault here"
 LANES: dict[str, tuple[Fault, ...]] = {
     "servers": (
         broker_restarted,
@@ -305,6 +309,7 @@ LANES: dict[str, tuple[Fault, ...]] = {
         dies_between_commit_and_event,
         dies_between_event_and_acknowledgement,
         dies_between_commit_and_answer,
+        dies_between_answer_and_event,
     ),
     "networks": (
         connections_cut,

@@ -42,18 +42,20 @@ def die_between_commit_and_event() -> None:
 
 def die_between_event_and_acknowledgement() -> None:
     """Published and answered, but the command comes again."""
-    published = False
+    published: Outbox | None = None
     publish = Outbox.publish
 
     async def publish_and_remember(self: Outbox, rows: Sequence[OutboxRow]) -> None:
         nonlocal published
         await publish(self, rows)
-        published = published or bool(rows)
+        if rows:
+            published = self
 
     ack = AmqpDelivery.ack
 
     async def ack_or_die(self: AmqpDelivery) -> None:
-        if published:
+        if published is not None:
+            await published.settled()
             die()
         await ack(self)
 
@@ -68,6 +70,7 @@ def die_between_commit_and_answer() -> None:
     async def publish_and_die(self: Outbox, rows: Sequence[OutboxRow]) -> None:
         await publish(self, rows)
         if rows:
+            await self.settled()
             die()
 
     async def answer(self: AmqpBus, answers: Sequence[tuple[str, bytes]]) -> None:
@@ -77,9 +80,20 @@ def die_between_commit_and_answer() -> None:
     AmqpBus.answer = answer  # type: ignore[method-assign]
 
 
+def die_between_answer_and_event() -> None:
+    """Committed, answered and acknowledged, but nobody else was told."""
+
+    async def carry(self: Outbox, rows: Sequence[OutboxRow]) -> None:
+        die()
+
+    # To Redis first, and not before what the turn of the loop answers is written.
+    Outbox._go_live_or_remember = carry  # type: ignore[method-assign]
+
+
 POINTS = {
     "between commit and event": die_between_commit_and_event,
     "between commit and answer": die_between_commit_and_answer,
+    "between answer and event": die_between_answer_and_event,
     "between event and acknowledgement": die_between_event_and_acknowledgement,
 }
 

@@ -114,6 +114,23 @@ async def test_a_join_and_a_mark_are_done_once_though_the_service_dies(fragile: 
     assert kinds == [(1, "opened", None), (2, "joined", ann), (3, "marked", ben)]
 
 
+async def test_who_was_answered_is_seen_by_staff_though_the_service_dies_before_it_tells_them(
+    fragile: Rig, tmp_path: Path
+) -> None:
+    """The answer is the first that leaves, and nothing brings the command again."""
+    url = fragile.gateways[0]
+    lecture = await a_lecture(url)
+    ann = lecture.students[0]
+    async with calling(url, bearer(lecture.teacher, "teacher")) as teacher, calling(url, bearer(ann, "student")) as student:
+        assert (await until_done(teacher, "startAttendanceSession", lecture.about))["ok"]
+        async with one_that_dies(fragile, "attendance_service", "between answer and event", tmp_path) as dying:
+            answer = await student.ask("joinAttendanceSession", lecture.about)
+            assert answer["ok"], answer
+            await its_death(dying)
+        told = await teacher.heard("studentJoinedAttendance")
+        assert told["student_id"] == ann
+
+
 @pytest.mark.parametrize("service", ["session_service", "attendance_service"])
 async def test_a_session_opens_though_nobody_asks_again(fragile: Rig, tmp_path: Path, service: str) -> None:
     """The teacher's phone has gone; the roll opens all the same, and session-service comes to know that it has."""

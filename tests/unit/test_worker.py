@@ -42,6 +42,11 @@ def a_join(student_id: str, *, seconds: float = 30) -> JoinRoll:
     )
 
 
+def a_message(student_id: str) -> _Message:
+    """A join as it waits in its queue."""
+    return _Message(b"[%b]" % encode(a_join(student_id)))
+
+
 class Desk:
     """Sends commands as a gateway does, and keeps what is answered; `handled` is what the service committed."""
 
@@ -175,10 +180,10 @@ async def test_what_came_while_a_batch_was_done_is_one_batch() -> None:
 
     def brings(students: Sequence[str]) -> None:
         if students == ["ann"]:
-            queue.bring([_Message(b"[%b]" % encode(a_join("ben")))])
+            queue.bring([a_message("ben")])
             asyncio.get_running_loop().call_soon(queue.bring, [last])
 
-    last = _Message(b"[%b]" % encode(a_join("joe")))
+    last = a_message("joe")
     done = last.outcome()
     async with desk.served(brings), asyncio.timeout(5):
         await desk.send(a_join("ann"))
@@ -197,7 +202,7 @@ async def test_a_worker_that_waits_stops_at_once_and_leaves_what_comes_in_that_m
     async with asyncio.timeout(5):
         running = asyncio.create_task(worker.run())
         await until(lambda: worker._taking is not None)
-        queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
+        queue.bring([a_message("ann")])
         worker.stop()
         worker.stop()
         await running
@@ -210,12 +215,12 @@ async def test_a_worker_told_to_stop_between_two_batches_begins_no_other() -> No
 
     async def join(commands: Sequence[JoinRoll]) -> Outcome:
         asyncio.get_running_loop().call_soon(worker.stop)
-        queue.bring([_Message(b"[%b]" % encode(a_join("ben")))])
+        queue.bring([a_message("ben")])
         desk.handled.append([command.actor.id for command in commands])
         return Outcome()
 
     worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {JoinRoll: join}, nothing_leaves, utc_now)
-    queue.bring([_Message(b"[%b]" % encode(a_join("ann")))])
+    queue.bring([a_message("ann")])
     async with asyncio.timeout(5):
         await worker.run()
     assert desk.handled == [["ann"]]
@@ -224,9 +229,7 @@ async def test_a_worker_told_to_stop_between_two_batches_begins_no_other() -> No
 @pytest.mark.parametrize("stopped", [True, False])
 async def test_a_worker_that_somebody_else_cancels_says_so_though_it_may_be_stopped_too(stopped: bool) -> None:
     """Who cancels it counts on that."""
-    desk = Desk()
-
-    worker = Worker(desk.bus, ATTENDANCE_COMMANDS, {}, nothing_leaves, utc_now)
+    worker = Worker(Desk().bus, ATTENDANCE_COMMANDS, {}, nothing_leaves, utc_now)
     running = asyncio.create_task(worker.run())
     await until(lambda: worker._taking is not None)
     if stopped:
